@@ -1,0 +1,95 @@
+"""Real Linux kernel objects as pytest fixtures: namespaces, veth pairs and roots, made for one test and taken away again.
+
+As a pytest plugin (`pytest -p pytest_isolation`, or installed) it offers the fixtures that `pytest --fixtures` lists.
+As a library everything here is importable, and loaded when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_isolation._kernel.procfs import Mount as Mount
+    from pytest_isolation._kernel.rtnetlink import Address as Address
+    from pytest_isolation._kernel.rtnetlink import Counters as Counters
+    from pytest_isolation._kernel.rtnetlink import Link as Link
+    from pytest_isolation._kernel.rtnetlink import Neighbour as Neighbour
+    from pytest_isolation._kernel.rtnetlink import Route as Route
+    from pytest_isolation.errors import ChildError as ChildError
+    from pytest_isolation.errors import ClosedError as ClosedError
+    from pytest_isolation.errors import IsolationError as IsolationError
+    from pytest_isolation.errors import KernelError as KernelError
+    from pytest_isolation.errors import LeakError as LeakError
+    from pytest_isolation.errors import Unsupported as Unsupported
+    from pytest_isolation.objects._place import Inside as Inside
+    from pytest_isolation.objects._place import inside as inside
+    from pytest_isolation.objects._process import Process as Process
+    from pytest_isolation.objects.cgroup_ns import CgroupNamespace as CgroupNamespace
+    from pytest_isolation.objects.chroot import ChrootRoot as ChrootRoot
+    from pytest_isolation.objects.eventually import eventually as eventually
+    from pytest_isolation.objects.ipc import IpcNamespace as IpcNamespace
+    from pytest_isolation.objects.ipc import Queue as Queue
+    from pytest_isolation.objects.ipc import Segment as Segment
+    from pytest_isolation.objects.ipc import SemaphoreSet as SemaphoreSet
+    from pytest_isolation.objects.isolation import Isolation as Isolation
+    from pytest_isolation.objects.mount import MountNamespace as MountNamespace
+    from pytest_isolation.objects.netns import NetNamespace as NetNamespace
+    from pytest_isolation.objects.pid import PidNamespace as PidNamespace
+    from pytest_isolation.objects.pid import PidProcess as PidProcess
+    from pytest_isolation.objects.ping import PingResult as PingResult
+    from pytest_isolation.objects.time_ns import TimeNamespace as TimeNamespace
+    from pytest_isolation.objects.user import UserNamespace as UserNamespace
+    from pytest_isolation.objects.uts import UtsNamespace as UtsNamespace
+    from pytest_isolation.objects.veth import VethEnd as VethEnd
+    from pytest_isolation.objects.veth import VethPair as VethPair
+
+#: What pytest loads with this package, whichever way it came to it; registered once.
+pytest_plugins: list[str] = ["pytest_isolation.plugin"]
+
+_HOMES = {
+    "Address": "_kernel.rtnetlink",
+    "CgroupNamespace": "objects.cgroup_ns",
+    "ChildError": "errors",
+    "ChrootRoot": "objects.chroot",
+    "ClosedError": "errors",
+    "Counters": "_kernel.rtnetlink",
+    "Inside": "objects._place",
+    "IpcNamespace": "objects.ipc",
+    "Isolation": "objects.isolation",
+    "IsolationError": "errors",
+    "KernelError": "errors",
+    "LeakError": "errors",
+    "Link": "_kernel.rtnetlink",
+    "Mount": "_kernel.procfs",
+    "MountNamespace": "objects.mount",
+    "Neighbour": "_kernel.rtnetlink",
+    "NetNamespace": "objects.netns",
+    "PidNamespace": "objects.pid",
+    "PidProcess": "objects.pid",
+    "PingResult": "objects.ping",
+    "Process": "objects._process",
+    "Queue": "objects.ipc",
+    "Route": "_kernel.rtnetlink",
+    "Segment": "objects.ipc",
+    "SemaphoreSet": "objects.ipc",
+    "TimeNamespace": "objects.time_ns",
+    "Unsupported": "errors",
+    "UserNamespace": "objects.user",
+    "UtsNamespace": "objects.uts",
+    "VethEnd": "objects.veth",
+    "VethPair": "objects.veth",
+    "eventually": "objects.eventually",
+    "inside": "objects._place",
+}
+
+
+# No __dir__: pytest asks a plugin for every name in dir(), which would load everything into every run.
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    import importlib
+
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,1 @@
+"""Facts and calls, no policy: constants, system calls, parsers, netlink messages."""

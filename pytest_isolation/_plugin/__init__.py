@@ -1,0 +1,1 @@
+"""Pytest's side: settings, requirements, what a test started, failure sections."""

@@ -1,0 +1,95 @@
+"""What this run made that would outlive its processes, on disk before it is made: published names, links, directories.
+
+One directory a run, mode 0700, under /run/pytest-isolation (an ordinary user: below XDG_RUNTIME_DIR or the temporary
+directory). Each entry is a file of its own, written before the object is made and removed after the object is. So
+what a dead run left is exactly what its directory lists, and the keeper removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def _parent() -> Path:
+    if os.geteuid() == 0 and os.access("/run", os.W_OK):
+        return Path("/run/pytest-isolation")
+    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    return Path(base, f"pytest-isolation-{os.geteuid()}")
+
+
+def directory(run_id: str) -> Path:
+    """Where the run's ledger lies, whether it exists or not."""
+    return _parent() / run_id
+
+
+class Entry:
+    """One object on the ledger, from before it is made until it is gone."""
+
+    def __init__(self, run_id: str, kind: str, **proof: Any) -> None:
+        folder = directory(run_id)
+        for _ in range(100):  # another run may remove the empty parent between the two calls
+            with contextlib.suppress(FileNotFoundError):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._path = folder / secrets.token_hex(16)
+                # Written aside and renamed: a reader never meets half an entry.
+                draft = self._path.with_suffix(".draft")
+                draft.write_text(json.dumps({"kind": kind, **proof}), encoding="utf-8")
+                draft.rename(self._path)
+                return
+        message = f"cannot create {folder}"
+        raise FileNotFoundError(message)
+
+    def strike(self) -> None:
+        """The object is gone: take the entry off, and the directories when they are empty."""
+        self._path.unlink(missing_ok=True)
+        _tidy(self._path.parent)
+
+
+def _tidy(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()
+
+
+def remove_all(folder: str | Path) -> None:
+    """Remove every object that the ledger in `folder` lists, then the ledger. For the keeper."""
+    folder = Path(folder)
+    for path in sorted(folder.glob("*")):
+        with contextlib.suppress(Exception):  # each object on its own; what cannot be removed stays listed
+            if path.suffix != ".draft":
+                remove(json.loads(path.read_text(encoding="utf-8")))
+            path.unlink()
+    _tidy(folder)
+
+
+def remove(entry: dict[str, Any]) -> None:
+    """Remove one object, if it is still the one that was listed."""
+    if entry["kind"] == "published":
+        unpublish(entry["path"], entry["made_directory"])
+    elif entry["kind"] == "directory":
+        shutil.rmtree(entry["path"])  # its name holds 128 random bits: nobody else's
+    elif entry["kind"] == "link":
+        from pytest_isolation._kernel import rtnetlink
+
+        with rtnetlink.Socket() as socket:
+            if any(link.alias == entry["alias"] for link in socket.links() if link.ifname == entry["ifname"]):
+                socket.do(rtnetlink.delete_link(socket.ifindex(entry["ifname"])))
+
+
+def unpublish(path: str, made_directory: bool) -> None:  # noqa: FBT001 - one word of the entry
+    """Take a published name away: its bind mount, its file, and the directory if we made it and it is empty."""
+    from pytest_isolation._kernel import syscalls, uapi
+
+    with contextlib.suppress(OSError):
+        syscalls.umount2(path, uapi.MNT_DETACH)
+    Path(path).unlink(missing_ok=True)
+    if made_directory:
+        with contextlib.suppress(OSError):
+            Path(path).parent.rmdir()

@@ -1,0 +1,161 @@
+"""The resident thread that enters namespaces and spawns, so that no thread of pytest's own ever has to.
+
+A thread's child inherits the thread's namespaces. So `subprocess.Popen`, called on a thread that has just called
+setns(2), starts its program inside - by vfork, with every Popen feature, without preexec_fn. The thread is started
+below the `threading` module (it is in nobody's `threading.enumerate()`), lives as long as the process, and so outlives
+its children: PR_SET_PDEATHSIG fires when the *thread* that made a child exits.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import queue
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from pytest_isolation._kernel import syscalls, uapi
+from pytest_isolation._state import fds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Job:
+    __slots__ = ("abandoned", "call", "done", "error", "result")
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+        self.done = _thread.allocate_lock()
+        self.done.acquire()
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.abandoned: Callable[[Any], None] | None = None
+
+
+class Spawner:
+    """Runs one callable at a time on the resident thread."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        #: The namespaces pytest lives in, by name under /proc/PID/ns.
+        self.origin: dict[str, int] = {}
+        #: /proc/thread-self of the resident thread, which works in whatever it has entered.
+        self.myself = -1
+        self._root = -1
+        self._ident = -1
+        ready = _Job(lambda: None)
+        _thread.start_new_thread(self._loop, (ready,))
+        ready.done.acquire()
+        if ready.error is not None:
+            raise ready.error
+
+    def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`call(...)` on the resident thread; its result, or its exception, comes back.
+
+        An interrupt of the waiting thread (Ctrl-C, a timeout) lets the job finish before it is raised: what the job
+        made is then owned by somebody who will close it.
+        """
+        if _thread.get_ident() == self._ident:
+            return call(*args, **kwargs)
+        job = _Job(lambda: call(*args, **kwargs))
+        self._jobs.put(job)
+        try:
+            job.done.acquire()
+        except BaseException:
+            job.done.acquire()
+            close = getattr(job.result, "close", None)
+            if close is not None:
+                close()
+            raise
+        try:
+            if job.error is not None:
+                raise job.error
+            result: T = job.result
+            return result
+        finally:
+            del job  # a traceback must not keep the result, nor the result the traceback
+
+    def _loop(self, ready: _Job) -> None:
+        try:
+            self._ident = _thread.get_ident()
+            # Own root and working directory: needed to enter mount namespaces and roots, see setns(2).
+            syscalls.unshare(uapi.CLONE_FS)
+            for name in uapi.NAMESPACE_FLAGS:
+                path = f"/proc/thread-self/ns/{name}"
+                if os.path.lexists(path):
+                    self.origin[name] = fds.hold(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            self.myself = fds.hold(os.open("/proc/thread-self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            self._root = fds.hold(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked
+            ready.error = error
+            return
+        finally:
+            ready.done.release()
+        while True:
+            job = self._jobs.get()
+            try:
+                job.result = job.call()
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked
+                job.error = error
+            job.done.release()
+            del job
+
+    @contextmanager
+    def entered(self, namespaces: Iterable[tuple[str, int]], root: int | None = None) -> Iterator[None]:
+        """On the resident thread: be in these (name, fd) namespaces, then in `root`, for the block."""
+        changed: list[str] = []
+        try:
+            for name, fd in namespaces:
+                syscalls.setns(fd, uapi.NAMESPACE_FLAGS[name])
+                changed.append(name)
+            if root is not None:
+                changed.append("root")
+                os.fchdir(root)
+                os.chroot(".")
+            yield
+        finally:
+            self.restore(changed)
+
+    def restore(self, names: Iterable[str]) -> None:
+        """On the resident thread: be back in pytest's own namespaces of these names, and in its root."""
+        names = set(names)
+        if "mnt" in names:
+            syscalls.setns(self.origin["mnt"], uapi.CLONE_NEWNS)
+        if "root" in names or ("mnt" in names and not os.path.samestat(os.stat("/"), os.fstat(self._root))):
+            os.fchdir(self._root)
+            os.chroot(".")
+        for name in names - {"mnt", "root"}:
+            syscalls.setns(self.origin[name], uapi.NAMESPACE_FLAGS[name])
+
+
+_spawner: Spawner | None = None
+_starting = _thread.allocate_lock()
+
+
+def spawner() -> Spawner:
+    """The spawner of this process, started on first use."""
+    global _spawner  # noqa: PLW0603 - one thread per process
+    if _spawner is None:
+        with _starting:
+            if _spawner is None:
+                _spawner = Spawner()
+    return _spawner
+
+
+def running() -> bool:
+    """Has this process a spawner thread?"""
+    return _spawner is not None
+
+
+def _after_fork_in_child() -> None:
+    global _spawner, _starting  # noqa: PLW0603 - a fork copies no other thread
+    _spawner = None
+    _starting = _thread.allocate_lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

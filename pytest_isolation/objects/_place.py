@@ -1,0 +1,600 @@
+"""What a process can live in: the verbs, and `inside(...)`, which combines any number of them.
+
+Entering is planned once, in the order the kernel wants, and done by whoever can: a command is born on the spawner
+thread, which has entered; a callable runs on the calling thread, which enters and returns (`call`, `with inside`), or
+in a forked child (`call_in_child`). User and time namespaces cannot be entered by a process with threads: their
+commands are forked, and enter between fork and exec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeVar
+
+from pytest_isolation._kernel import procfs, syscalls, uapi
+from pytest_isolation._state import fds
+from pytest_isolation._state.keeper import become_root_inside
+from pytest_isolation._state.spawner import spawner
+from pytest_isolation.errors import ChildError, ClosedError, IsolationError
+from pytest_isolation.objects import _child
+from pytest_isolation.objects._process import Argument, Process, Ready, check_argv, collect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Kinds that a thread of pytest enters and leaves again.
+IN_PLACE = ("cgroup", "ipc", "net", "mnt", "uts")
+#: Kinds that only a process with one thread can enter.
+_SINGLE_THREADED = ("user", "time")
+
+
+class Ids(NamedTuple):
+    """What to be inside a user namespace."""
+
+    uid: int
+    gid: int
+    setgroups: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing to enter.
+
+    Attributes:
+        name: its name under /proc/PID/ns, or `root`.
+        fd: the namespace, or the new root directory.
+        title: for messages.
+        implied: comes along with another (a pid namespace's mounts), and yields to one that was asked for.
+        path: of a root: where its directory is found again after entering a mount namespace.
+        ids: of a user namespace: what to become.
+        view: of a network namespace: makes, on a thread or process inside, the mounts that show it (its /sys).
+        pid: of a pid namespace: its first process.
+    """
+
+    name: str
+    fd: int
+    title: str
+    implied: bool = False
+    path: str | None = None
+    ids: Ids | None = None
+    view: Callable[[Plan], int | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Entries in the order in which they are entered."""
+
+    outside: tuple[Entry, ...]
+    user: Entry | None
+    owned: tuple[Entry, ...]
+    root: Entry | None
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All of them, in order."""
+        single = lambda entry: () if entry is None else (entry,)  # noqa: E731
+        return (*self.outside, *single(self.user), *self.owned, *single(self.root))
+
+    def find(self, name: str) -> Entry | None:
+        """The entry of that name."""
+        return next((entry for entry in self.entries if entry.name == name), None)
+
+    @property
+    def needs_fork(self) -> bool:
+        """Can only a process with one thread enter it?"""
+        return any(entry.name in _SINGLE_THREADED for entry in self.entries)
+
+
+def _same(fd: int, other: int) -> bool:
+    return os.path.samestat(os.fstat(fd), os.fstat(other))
+
+
+def _owner_fits(entry: Entry, user: Entry | None) -> bool:
+    """Is the namespace owned by `user`? False: by pytest's own user namespace or one above it. ioctl_ns(2)
+
+    Raises:
+        ValueError: by another one.
+    """
+    try:
+        owner = fcntl.ioctl(entry.fd, uapi.NS_GET_USERNS)
+    except OSError:
+        return False  # EPERM: it is above our own
+    try:
+        if user is not None and _same(owner, user.fd):
+            return True
+        if _same(owner, spawner().origin["user"]):
+            return False
+    finally:
+        os.close(owner)
+    wanted = f"it does not fit {user.title}" if user else "it is not among the arguments"
+    message = f"{entry.title} is owned by a user namespace of its own, and {wanted}: pass the one it was built with"
+    raise ValueError(message)
+
+
+def make_plan(entries: Sequence[Entry], *, check_owner: bool = True) -> Plan:
+    """Order the entries and refuse what does not go together.
+
+    Raises:
+        ValueError: two of a kind, or a namespace whose owner does not fit.
+    """
+    chosen: dict[str, Entry] = {}
+    for entry in entries:
+        other = chosen.get(entry.name)
+        if other is None or other.implied:
+            chosen[entry.name] = entry
+        elif not entry.implied and not _same(entry.fd, other.fd):
+            message = f"two of a kind: {other.title} and {entry.title}; a process lives in one at a time"
+            raise ValueError(message)
+    user, root = chosen.pop("user", None), chosen.pop("root", None)
+    outside, owned = [], []
+    for entry in chosen.values():
+        fits = check_owner and (user is not None or len(entries) > 1) and _owner_fits(entry, user)
+        (owned if fits else outside).append(entry)
+    return Plan(tuple(outside), user, tuple(owned), root)
+
+
+# -- entering
+
+
+def _enter_root(root: Entry) -> None:
+    if root.path is None:
+        os.fchdir(root.fd)
+    else:  # the directory as this mount namespace shows it
+        os.chdir(root.path)
+        if not os.path.samestat(os.stat("."), os.fstat(root.fd)):
+            message = f"{root.title} is hidden by another mount in the mount namespace it is to be entered from"
+            raise IsolationError(message)
+    os.chroot(".")
+
+
+def enter_here(plan: Plan, *, skip: tuple[str, ...] = ()) -> None:
+    """Enter everything, for good: in a forked child, which has one thread."""
+    myself = os.open("/proc/thread-self", os.O_PATH | os.O_CLOEXEC)
+    for entry in plan.entries:
+        if entry.name in skip:
+            continue
+        if entry.name == "root":
+            if plan.find("mnt") is None:
+                os.fchdir(entry.fd)
+                os.chroot(".")
+            else:
+                _enter_root(entry)
+            continue
+        syscalls.setns(entry.fd, uapi.NAMESPACE_FLAGS[entry.name])
+        if entry.ids is not None:
+            become_root_inside(*entry.ids)
+    if _wants_view(plan):
+        mount_sysfs(myself)
+    os.close(myself)
+
+
+def _wants_view(plan: Plan) -> bool:
+    """Is a /sys wanted that shows the plan's network namespace? Not where something else says what is mounted."""
+    net, mnt = plan.find("net"), plan.find("mnt")
+    return net is not None and net.view is not None and plan.root is None and (mnt is None or mnt.implied)
+
+
+def _view_of(plan: Plan) -> int | None:
+    """On the spawner thread: the mount namespace with that /sys, or None."""
+    net = plan.find("net")
+    if not _wants_view(plan) or net is None or net.view is None:
+        return None
+    return net.view(plan)
+
+
+def mount_sysfs(myself: int) -> None:
+    """On a thread or process in a network namespace: mounts of its own, with a /sys that shows that namespace.
+
+    What is mounted below /sys (cgroups, tracing) stays where it is. `myself` is the caller's /proc/thread-self, opened
+    before it entered anything: the /proc of a pid namespace does not show the caller.
+    """
+    with open(os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=myself), encoding="utf-8") as file:
+        below = [mount.target for mount in procfs.parse_mountinfo(file.read()) if mount.target.startswith("/sys/")]
+    syscalls.unshare(uapi.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, uapi.MS_REC | uapi.MS_SLAVE)
+    tops = [path for path in below if not any(path.startswith(other + "/") for other in below)]
+    trees = []
+    try:
+        for path in dict.fromkeys(tops):
+            trees.append((path, syscalls.open_tree(path, uapi.OPEN_TREE_CLONE | uapi.AT_RECURSIVE)))
+        syscalls.mount("sysfs", "/sys", "sysfs", uapi.MS_NOSUID | uapi.MS_NODEV | uapi.MS_NOEXEC)
+        for path, tree in trees:
+            if os.path.isdir(path):
+                syscalls.move_mount(tree, path)
+    finally:
+        for _, tree in trees:
+            os.close(tree)
+
+
+def _spawn(plan: Plan, process: Process, start: Callable[..., None], working_directory: str | None) -> None:
+    del process
+    if plan.needs_fork:
+        _spawn_forked(plan, start, working_directory)
+        return
+    thread = spawner()
+    umask = os.umask(0o077)
+    os.umask(umask)
+    affinity = os.sched_getaffinity(0)
+
+    def job() -> None:
+        if os.sched_getaffinity(0) != affinity:
+            os.sched_setaffinity(0, affinity)
+        namespaces = [(entry.name, entry.fd) for entry in (*plan.outside, *plan.owned)]
+        view = _view_of(plan)
+        if view is not None:
+            namespaces = [pair for pair in namespaces if pair[0] != "mnt"] + [("mnt", view)]
+        with thread.entered(namespaces):
+            try:
+                if plan.root is not None:
+                    if plan.find("mnt") is None:
+                        os.fchdir(plan.root.fd)
+                        os.chroot(".")
+                    else:
+                        _enter_root(plan.root)
+                start(cwd=working_directory, umask=umask)
+            finally:
+                if plan.root is not None:
+                    thread.restore(["root"])
+
+    thread.run(job)
+
+
+def _spawn_forked(plan: Plan, start: Callable[..., None], working_directory: str | None) -> None:
+    """Fork, enter in the child, exec: for namespaces that only a process with one thread can enter."""
+
+    def between_fork_and_exec() -> None:
+        try:
+            enter_here(plan, skip=("pid",))
+            os.chdir(working_directory or "/")
+        except BaseException as error:
+            os.write(write_end, pickle.dumps(error))
+            raise
+
+    thread = spawner()
+    pid = plan.find("pid")
+
+    def job() -> None:
+        with thread.entered([("pid", pid.fd)] if pid else []), fds.kept_in_child():
+            start(preexec_fn=between_fork_and_exec)
+
+    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        with _child.quiet_fork():
+            thread.run(job)
+    except subprocess.SubprocessError:  # says no more than that there was an exception
+        raise pickle.loads(os.read(read_end, 1 << 16)) from None  # noqa: S301 - written by our own child
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+def _refuse_options(options: Mapping[str, Any]) -> None:
+    if options.get("preexec_fn") is not None:
+        message = "preexec_fn is not possible here: commands are spawned with vfork by another thread"
+        raise TypeError(message)
+
+
+class Place:
+    """Base of what a process can live in: `run`, `popen`, `call`, `call_in_child`."""
+
+    def _entries(self) -> tuple[Entry, ...]:
+        """What to enter; raises ClosedError when it is gone."""
+        raise NotImplementedError
+
+    def _plan(self) -> Plan:
+        return make_plan(self._entries())
+
+    def _started(self, process: Process) -> None:
+        """A command was started in it."""
+
+    def _start(self, argv: Sequence[Argument] | str, options: dict[str, Any]) -> Process:
+        _refuse_options(options)
+        words = check_argv(argv, shell=bool(options.get("shell")))
+        plan = self._plan()
+        cwd = options.pop("cwd", None)
+        if cwd is None:
+            cwd = os.getcwd() if plan.root is None else "/"
+        if plan.find("pid") is not None:
+            options.setdefault("start_new_session", True)  # `kill 0` in there must not reach pytest's group
+        try:
+            process = Process(words, lambda process, start: _spawn(plan, process, start, os.fspath(cwd)), **options)
+        except FileNotFoundError as error:
+            self._explain_missing(error, words)
+            raise
+        except OSError as error:
+            self._explain_failure(error)
+            raise
+        self._started(process)
+        return process
+
+    def _explain_missing(self, error: FileNotFoundError, words: list[str | bytes] | str) -> None:
+        """Say more about a program that was not found, where more is known."""
+
+    def _explain_failure(self, error: OSError) -> None:
+        """Say more about a spawn that failed, where more is known."""
+
+    def run(
+        self,
+        argv: Sequence[Argument] | str,
+        *,
+        input: str | bytes | None = None,  # noqa: A002 - subprocess.run's name
+        capture_output: bool = True,
+        check: bool = True,
+        text: bool = True,
+        timeout: float | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Any,
+    ) -> subprocess.CompletedProcess[Any]:
+        """Run a command inside and wait for it: `subprocess.run` with text, capture_output and check on.
+
+        It returns when the command exits, whoever still holds its output pipes.
+
+        Args:
+            argv: the program and its arguments: str, bytes, Path, int or ipaddress; one string with shell=True only.
+            input: what it reads from stdin; otherwise stdin is as pytest's own.
+            capture_output: collect stdout and stderr.
+            check: a status other than 0 is a ChildError.
+            text: decode what it printed.
+            timeout: seconds after which its whole tree is ended.
+            encoding: of its input and output, UTF-8 by default.
+            errors: error handler of that encoding.
+            options: further arguments of subprocess.Popen; `extra_env={...}` adds to the environment.
+
+        Raises:
+            ChildError: it failed; shows what it printed.
+            FileNotFoundError: there is no such program inside.
+            subprocess.TimeoutExpired: it took longer; its tree has been ended.
+            TypeError: argv is a bare string.
+        """
+        if capture_output:
+            options.setdefault("stdout", subprocess.PIPE)
+            options.setdefault("stderr", subprocess.PIPE)
+        data: bytes | None = None
+        if input is not None:
+            options["stdin"] = subprocess.PIPE
+            data = input.encode(encoding or "utf-8") if isinstance(input, str) else input
+        process = self._start(argv, options)
+        try:
+            raw = collect(process, data, timeout)
+        except BaseException:
+            process.end(grace=0.0)
+            raise
+        process.leave_descriptors()
+        out: list[Any] = list(raw)
+        if text:
+            handler = errors or ("strict" if encoding else "surrogateescape")
+            out = [
+                None if data is None else data.decode(encoding or "utf-8", handler).replace("\r\n", "\n")
+                for data in raw
+            ]
+        if check and process.returncode:
+            raise ChildError(process.returncode, process.args, *out)
+        return subprocess.CompletedProcess(process.args, process.returncode, *out)
+
+    def popen(
+        self,
+        argv: Sequence[Argument] | str,
+        *,
+        ready: Ready = None,
+        timeout: float = 10.0,
+        stop: int = 15,
+        grace: float = 2.0,
+        may_exit: bool = False,
+        **options: Any,
+    ) -> Process:
+        """Start a command inside; `with` ends its whole tree.
+
+        Args:
+            argv: as for `run`.
+            ready: return when it is: `"port:80"`, `"port:53/udp"`, `"line:REGEX"` in its output, `"path:/run/x"`
+                as it sees it, or a callable that returns something true.
+            timeout: seconds to become ready.
+            stop: the signal that asks it to end.
+            grace: seconds between that and SIGKILL to what is left of its tree.
+            may_exit: it may end before its `with` block does; otherwise that is a ChildError.
+            options: further arguments of subprocess.Popen. Output goes to `.log` unless stdout or stderr is given.
+
+        Raises:
+            ChildError: it exited before it was ready.
+            TimeoutError: it was not ready in time; the message shows its log.
+        """
+        _check_ready(ready)
+        options.update(stop=stop, grace=grace, may_exit=may_exit, logged=True)
+        process = self._start(argv, options)
+        try:
+            process.wait_ready(ready, timeout)
+        except BaseException:
+            process.end()
+            raise
+        return process
+
+    def call(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a callable inside, on this thread, and come back: net, uts, ipc, mount and cgroup namespaces.
+
+        Raises:
+            TypeError: for a kind that pytest itself never enters; use `call_in_child`.
+        """
+        with Visit(self._plan()):
+            return fn(*args, **kwargs)
+
+    def call_in_child(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a callable inside, in a forked child, for every kind; its result or its exception comes back.
+
+        An assertion, `pytest.skip` and `pytest.fail` come back as what they are. The result must be picklable.
+
+        Raises:
+            ChildError: the child was killed, or exited by itself.
+        """
+        plan = self._plan()
+        return _child.call_in_child(lambda second_fork: _enter_child(plan, second_fork), fn, *args, **kwargs)
+
+
+def _enter_child(plan: Plan, second_fork: Callable[[], None]) -> None:
+    cwd = os.getcwd()
+    enter_here(plan)
+    if plan.find("pid") is not None:
+        second_fork()  # a pid namespace is entered by the next child
+    if plan.root is None:
+        os.chdir(cwd)
+    else:
+        os.chdir("/")
+
+
+def _check_ready(ready: Ready) -> None:
+    if ready is None or callable(ready):
+        return
+    kind, colon, value = ready.partition(":")
+    number, _, protocol = value.partition("/")
+    fits = colon and value and kind in {"port", "line", "path"}
+    if fits and kind == "port":
+        fits = number.isdecimal() and 0 < int(number) < 1 << 16 and protocol in {"", "tcp", "udp"}
+    if not fits:
+        message = (
+            f'ready={ready!r}: allowed are "port:80", "port:53/udp", "line:REGEX", "path:/some/path", or a callable'
+        )
+        raise ValueError(message)
+
+
+class Visit:
+    """The calling thread inside for a block; it leaves what it entered, and checks that it does."""
+
+    def __init__(self, plan: Plan) -> None:
+        refused = [entry for entry in plan.entries if entry.name not in IN_PLACE]
+        if refused:
+            kinds = ", ".join(entry.title for entry in refused)
+            message = f"pytest itself never enters {kinds}: use run, popen, or call_in_child"
+            raise TypeError(message)
+        # Mounts that only serve children are not for this thread.
+        self._entries = [entry for entry in plan.entries if not entry.implied]
+        self._back: list[tuple[str, int]] = []
+        self._cwd = -1
+        self._thread = -1
+
+    def __enter__(self) -> None:
+        self._thread = threading.get_native_id()
+        try:
+            for entry in self._entries:
+                if entry.name == "mnt":
+                    self._own_filesystem()
+                here = os.open(f"/proc/thread-self/ns/{entry.name}", os.O_RDONLY | os.O_CLOEXEC)
+                self._back.append((entry.name, here))
+                syscalls.setns(entry.fd, uapi.NAMESPACE_FLAGS[entry.name])
+            if self._cwd >= 0:
+                with contextlib.suppress(OSError):  # the directory may not exist in there; then it is "/"
+                    os.chdir(os.readlink(f"/proc/self/fd/{self._cwd}"))
+        except BaseException:
+            self._leave()
+            raise
+
+    def _own_filesystem(self) -> None:
+        """setns(2) into a mount namespace wants root and working directory not shared with another thread."""
+        self._cwd = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        syscalls.unshare(uapi.CLONE_FS)
+
+    def __exit__(self, *_: object) -> None:
+        if threading.get_native_id() != self._thread:
+            message = "the `with inside(...)` block was entered on another thread, which is still inside"
+            raise IsolationError(message)
+        moved = [
+            entry.title
+            for entry in self._entries
+            if not os.path.samestat(os.stat(f"/proc/thread-self/ns/{entry.name}"), os.fstat(entry.fd))
+        ]
+        self._leave()
+        if moved:
+            message = f"the thread was to leave {', '.join(moved)}, and was somewhere else: the block entered something"
+            raise IsolationError(message)
+
+    def _leave(self) -> None:
+        while self._back:
+            name, fd = self._back.pop()
+            try:
+                syscalls.setns(fd, uapi.NAMESPACE_FLAGS[name])
+            finally:
+                os.close(fd)
+        if self._cwd >= 0:
+            os.fchdir(self._cwd)
+            os.close(self._cwd)
+            self._cwd = -1
+
+
+class Inside(Place):
+    """Several places at once, made by `inside`: the same verbs, and `with` for the calling thread."""
+
+    def __init__(self, places: tuple[Place, ...]) -> None:
+        self._places = places
+        self._visits: list[Visit] = []
+        self._plan()
+
+    def _entries(self) -> tuple[Entry, ...]:
+        return tuple(entry for place in self._places for entry in place._entries())  # noqa: SLF001 - its own family
+
+    def _started(self, process: Process) -> None:
+        for place in self._places:
+            place._started(process)  # noqa: SLF001
+
+    def _explain_missing(self, error: FileNotFoundError, words: list[str | bytes] | str) -> None:
+        for place in self._places:
+            place._explain_missing(error, words)  # noqa: SLF001
+
+    def _explain_failure(self, error: OSError) -> None:
+        for place in self._places:
+            place._explain_failure(error)  # noqa: SLF001
+
+    def __enter__(self) -> Self:
+        events = sys.modules.get("asyncio.events")
+        if events is not None and events._get_running_loop() is not None:
+            message = (
+                "this thread runs an event loop: a task that runs during an `await` would be inside too. "
+                "Use run, popen, call or call_in_child, or sockets made with netns.socket()"
+            )
+            raise RuntimeError(message)
+        visit = Visit(self._plan())
+        visit.__enter__()
+        self._visits.append(visit)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._visits.pop().__exit__()
+
+    def __repr__(self) -> str:
+        return f"inside({', '.join(map(str, self._places))})"
+
+
+def inside(*places: Place) -> Inside:
+    """Combine namespaces and a root: the verbs run in all of them, `with` puts the calling thread inside.
+
+    The order of the arguments does not matter. `with` takes net, uts, ipc, mount and cgroup namespaces; pid, time and
+    user namespaces and roots are for `run`, `popen` and `call_in_child`.
+
+    Raises:
+        TypeError: an argument is nothing that a process can live in, or `with` was used with a kind it does not take.
+        ValueError: two of a kind, or a namespace owned by a user namespace that does not fit.
+        RuntimeError: `with` on a thread that runs an event loop.
+        ClosedError: one of them is closed.
+    """
+    if not places:
+        message = "inside() takes at least one namespace, end of a link, or root"
+        raise TypeError(message)
+    for place in places:
+        if not isinstance(place, Place):
+            message = f"inside() takes what a process can live in, not {place!r}"
+            raise TypeError(message)
+    return Inside(places)
+
+
+__all__ = ["ClosedError", "Entry", "Ids", "Inside", "Place", "Plan", "inside"]

@@ -1,0 +1,398 @@
+"""veth pairs: a virtual cable with an end in each of two network namespaces. veth(4)"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_interface
+from typing import TYPE_CHECKING, Any, final
+
+from pytest_isolation._kernel import rtnetlink
+from pytest_isolation._state import ledger
+from pytest_isolation._state.keeper_client import start_run
+from pytest_isolation._state.run import run
+from pytest_isolation.errors import KernelError
+from pytest_isolation.objects._object import KernelObject
+from pytest_isolation.objects._place import Entry, Place
+from pytest_isolation.objects.netns import NetNamespace, check_ifname
+
+if TYPE_CHECKING:
+    from pytest_isolation._kernel.rtnetlink import Counters, Interface, Link
+    from pytest_isolation.objects._process import Process
+    from pytest_isolation.objects.ping import PingResult
+    from pytest_isolation.objects.user import UserNamespace
+
+#: Addresses of a pair, when none are given; each pair is alone in its two namespaces.
+IPV4 = ("10.0.0.1/24", "10.0.0.2/24")
+IPV6 = ("fd00::1/64", "fd00::2/64")
+
+
+@final
+class VethEnd(Place):
+    """One end of a veth pair, in its network namespace; commands run in that namespace.
+
+    Attributes:
+        ifname: its name.
+        ifindex: its number in its namespace.
+        netns: the namespace it is in.
+        ipv4: its IPv4 address without prefix length, or None.
+        ipv6: its IPv6 address without prefix length, or None.
+        peer: the other end.
+    """
+
+    def __init__(self, pair: VethPair, ifname: str, ifindex: int, netns: NetNamespace) -> None:
+        self._pair = pair
+        self.ifname = ifname
+        self.ifindex = ifindex
+        self.netns = netns
+        self.ipv4: str | None = None
+        self.ipv6: str | None = None
+        self.peer: VethEnd
+
+    def _entries(self) -> tuple[Entry, ...]:
+        self._pair._check_open()  # noqa: SLF001 - its own part
+        return self.netns._entries()  # noqa: SLF001
+
+    def _started(self, process: Process) -> None:
+        self.netns._started(process)  # noqa: SLF001
+
+    def __str__(self) -> str:
+        return f"{self.ifname} in {self.netns}"
+
+    def __repr__(self) -> str:
+        return f"<VethEnd {self}>"
+
+    # -- what the kernel says of it, each time anew
+
+    def link(self) -> Link:
+        """All that the kernel says of this end now."""
+        return self.netns.rtnl.link(self.ifindex)
+
+    @property
+    def operstate(self) -> str:
+        """`UP`; `LOWERLAYERDOWN`: this end is up and the other is not; `DOWN`."""
+        return self.link().operstate
+
+    @property
+    def carrier(self) -> bool:
+        """Is there a signal, which is: are both ends up?"""
+        return self.link().carrier
+
+    @property
+    def mac(self) -> str:
+        """Its hardware address."""
+        return self.link().mac
+
+    @property
+    def mtu(self) -> int:
+        """Its MTU in bytes."""
+        return self.link().mtu
+
+    @property
+    def peer_ifindex(self) -> int | None:
+        """The other end's ifindex, in the other end's namespace (`eth0@if2`)."""
+        return self.link().peer_ifindex
+
+    @property
+    def peer_netnsid(self) -> int | None:
+        """This namespace's id for the other end's namespace; None when both ends are in one. `ip netns list-id`"""
+        return self.link().link_netnsid
+
+    @property
+    def ipv6_link_local(self) -> str | None:
+        """Its link-local address with its scope, `fe80::...%eth0`, to be used in this end's namespace."""
+        for address in self.netns.addresses(self.ifname):
+            if address.ip.is_link_local and address.ip.version == 6:  # noqa: PLR2004
+                return f"{address.ip}%{self.ifname}"
+        return None
+
+    def counters(self) -> Counters:
+        """Packets, bytes, errors and drops of this end since it was made."""
+        return self.link().counters
+
+    # -- changing it
+
+    def up(self) -> None:
+        """Set it up; returns when the kernel has settled its state."""
+        self.netns.rtnl.do(rtnetlink.set_link(self.ifindex, up=True))
+        self._settle()
+
+    def down(self) -> None:
+        """Set it down; the other end loses its carrier."""
+        self.netns.rtnl.do(rtnetlink.set_link(self.ifindex, up=False))
+        self._settle()
+
+    def _settle(self) -> None:
+        # RTM_GETLINK makes the kernel work off the link's pending event: on both ends, as both may change.
+        self.link()
+        self.peer.link()
+
+    def add_address(self, address: str) -> None:
+        """Give it an address with prefix length, usable when this returns.
+
+        Raises:
+            ValueError: it does not parse.
+            KernelError: EEXIST, it has that address.
+        """
+        (interface,) = _parse((address,), "address", None)
+        self.netns.rtnl.do(rtnetlink.add_address(self.ifindex, interface))
+        self._remember(interface)
+
+    def _remember(self, interface: Interface) -> None:
+        if interface.version == 4:  # noqa: PLR2004
+            self.ipv4 = self.ipv4 or str(interface.ip)
+        else:
+            self.ipv6 = self.ipv6 or str(interface.ip)
+
+    def move_to(self, netns: NetNamespace) -> None:
+        """Move it to another namespace. As the kernel does it, it arrives down and without addresses.
+
+        Raises:
+            KernelError: EEXIST, there is a link of that name.
+        """
+        target = netns.fileno()
+        self.netns.rtnl.do(rtnetlink.set_link(self.ifindex, netns=target))
+        self.netns = netns
+        self.ifindex = netns.link(self.ifname).ifindex
+        self.ipv4 = self.ipv6 = None
+
+    def ping(
+        self, target: Any, *, count: int = 1, size: int = 56, timeout: float = 1.0, family: int | None = None
+    ) -> PingResult:
+        """`NetNamespace.ping` from this end's namespace."""
+        return self.netns.ping(target, count=count, size=size, timeout=timeout, family=family)
+
+
+@final
+class VethPair(KernelObject):
+    """Two ends of a virtual cable, each in a namespace of its own; `a, b = pair`.
+
+    Makes a veth pair, and the network namespaces that were not given. The kernel removes the pair with the first of
+    its namespaces; an end in a namespace that lives on is deleted. Needs CAP_NET_ADMIN in both, CAP_SYS_ADMIN for
+    new ones. It is usable for the first packet, IPv4 and IPv6, link-local addresses included.
+
+    Args:
+        ipv4: address with prefix length of each end; None for none.
+        ipv6: likewise.
+        ifnames: name of each end, at most 15 bytes.
+        mtu: of both ends, 68 to 65,535 bytes; with IPv6 at least 1,280.
+        mac: hardware address of each end, `"02:00:00:00:00:01"`; None for a random one.
+        netns: namespace of each end; None for a new one.
+        up: bring each end up?
+        outer: the first end is in the namespace that pytest lives in.
+        user: the user namespace that owns the new namespaces.
+    """
+
+    kind = "veth_pair"
+
+    def __init__(
+        self,
+        *,
+        ipv4: Sequence[str | None] | None = None,
+        ipv6: Sequence[str | None] | None = None,
+        ifnames: Sequence[str] | None = None,
+        mtu: int | None = None,
+        mac: Sequence[str | None] = (None, None),
+        netns: Sequence[NetNamespace | None] = (None, None),
+        up: Sequence[bool] = (True, True),
+        outer: bool = False,
+        user: UserNamespace | None = None,
+    ) -> None:
+        spaces = list(_two(netns, "netns"))
+        if outer and spaces[0] is not None:
+            message = "outer=True puts the first end into pytest's own namespace: netns[0] must be None"
+            raise ValueError(message)
+        names = tuple(_two(ifnames or (f"pi{secrets.token_hex(6)}" if outer else "eth0", "eth0"), "ifnames"))
+        for name in names:
+            check_ifname(name)
+        if spaces[0] is not None and spaces[0] is spaces[1] and names[0] == names[1]:
+            message = f"ifnames={names!r}: both ends are in one namespace, so their names must differ"
+            raise ValueError(message)
+        if mtu is not None and (not isinstance(mtu, int) or not 68 <= mtu <= 65535):  # noqa: PLR2004
+            message = f"mtu={mtu!r}: allowed are 68 to 65535 bytes"
+            raise ValueError(message)
+        default = (None, None)
+        self._addresses = _addresses(
+            _two(_OUTER_IPV4 if ipv4 is None and outer else IPV4 if ipv4 is None else ipv4, "ipv4"),
+            _two(
+                default if ipv6 is None and (outer or (mtu or 1500) < 1280) else IPV6 if ipv6 is None else ipv6, "ipv6"
+            ),
+        )
+        macs = tuple(_parse_mac(one) for one in _two(mac, "mac"))
+        states = tuple(bool(one) for one in _two(up, "up"))
+        for space in spaces:
+            if space is not None:
+                space.fileno()  # ClosedError, before anything is made
+        self._create(lambda: self._make(names, mtu, macs, spaces, states, outer, user), on_spawner=user is None)
+
+    def _make(
+        self,
+        names: tuple[str, ...],
+        mtu: int | None,
+        macs: tuple[bytes | None, ...],
+        spaces: list[NetNamespace | None],
+        states: tuple[bool, ...],
+        outer: bool,  # noqa: FBT001
+        user: UserNamespace | None,
+    ) -> None:
+        given = [space is not None for space in spaces]
+        homes: list[NetNamespace] = []
+        for position, space in enumerate(spaces):
+            if space is None:
+                space = NetNamespace(outer=True) if outer and position == 0 else NetNamespace(lo_up=False, user=user)  # noqa: PLW2901
+                space._owner = self  # noqa: SLF001 - closed with the pair
+                self._teardown.push("close the namespace of an end", space.close)
+            homes.append(space)
+        a, b = homes
+        alias = self._announce(names[0], a) if outer else None
+        a.rtnl.do(
+            rtnetlink.new_veth(
+                (names[0], names[1]), peer_netns=b.fileno(), mtu=mtu, macs=(macs[0], macs[1]), alias=alias
+            )
+        )
+        if given[0] or given[1] or outer:
+            self._teardown.push("delete the link", lambda: self._delete(names, homes))
+        self.ends = tuple(
+            VethEnd(self, name, home.rtnl.ifindex(name), home) for name, home in zip(names, homes, strict=True)
+        )
+        self.ends[0].peer, self.ends[1].peer = self.ends[1], self.ends[0]
+        with a.rtnl.watching_addresses(), b.rtnl.watching_addresses():
+            for position in (1, 0):
+                self._configure(position, states[position], lo_up=not given[position] and not (outer and position == 0))
+            for end in self.ends:
+                end.link()
+            if all(states):
+                for end in self.ends:
+                    end.netns.rtnl.wait_usable(end.ifindex)
+
+    def _announce(self, ifname: str, outer: NetNamespace) -> str:
+        """Before the link in the machine's own namespace is made: keeper and ledger know of it, by its alias."""
+        if any(link.ifname == ifname for link in outer.links()):
+            raise KernelError(errno.EEXIST, f"RTM_NEWLINK(veth {ifname})", None, "The machine has a link of that name")
+        taken = [route.destination for route in outer.routes() if route.destination.prefixlen]
+        for interface in self._addresses[0]:
+            for other in taken:
+                if other.version == interface.version and interface.network.overlaps(other):  # type: ignore[arg-type]
+                    message = f"{interface} overlaps {other}, which the machine has a route for"
+                    raise ValueError(message)
+        start_run()
+        alias = f"pytest-isolation {secrets.token_hex(16)}"
+        entry = ledger.Entry(run().id, "link", ifname=ifname, alias=alias)
+        self._teardown.push("strike the link off the ledger", entry.strike)
+        return alias
+
+    def _delete(self, names: tuple[str, ...], homes: list[NetNamespace]) -> None:
+        """Delete the link from an end whose namespace lives on; the other end goes with it."""
+        ends = getattr(self, "ends", ())
+        places = [(end.ifname, end.netns) for end in ends] or list(zip(names, homes, strict=True))
+        for name, home in places:
+            if home.closed:
+                continue
+            try:
+                home.rtnl.do(rtnetlink.delete_link(home.rtnl.ifindex(name)))
+            except KernelError as error:
+                if error.errno != errno.ENODEV:  # it went with another namespace
+                    raise
+            return
+
+    def _configure(self, position: int, up: bool, *, lo_up: bool) -> None:  # noqa: FBT001
+        end, addresses = self.ends[position], self._addresses[position]
+        end.netns._do_inside(lambda: _no_dad(end.ifname))  # noqa: SLF001 - the same family
+        messages = [rtnetlink.add_address(end.ifindex, interface) for interface in addresses]
+        if up:
+            messages.insert(0, rtnetlink.set_link(end.ifindex, up=True))
+        if lo_up:
+            messages.append(rtnetlink.LO_UP)
+        if messages:
+            end.netns.rtnl.do(*messages)
+        for interface in addresses:
+            end._remember(interface)  # noqa: SLF001 - its own part
+
+    @property
+    def a(self) -> VethEnd:
+        """The first end."""
+        return self.ends[0]
+
+    @property
+    def b(self) -> VethEnd:
+        """The second end."""
+        return self.ends[1]
+
+    def __iter__(self) -> Iterator[VethEnd]:
+        return iter(self.ends)
+
+    def __str__(self) -> str:
+        ends = getattr(self, "ends", ())
+        return f"{self.kind} {' - '.join(end.ifname for end in ends)}".strip()
+
+
+def _no_dad(ifname: str) -> None:
+    """No duplicate address detection on this link: with it a link-local address takes a second and more."""
+    path = f"/proc/sys/net/ipv6/conf/{ifname}/accept_dad"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # a kernel without IPv6, or with an MTU too small for it
+    try:
+        os.write(fd, b"0")
+    finally:
+        os.close(fd)
+
+
+def _two(values: Sequence[Any], name: str) -> Sequence[Any]:
+    if isinstance(values, str) or len(values) != 2:  # noqa: PLR2004
+        message = f"{name}={values!r}: two values, one for each end"
+        raise ValueError(message)
+    return values
+
+
+def _parse(values: Sequence[str | None], name: str, version: int | None) -> list[Interface]:
+    found: list[Interface] = []
+    for value in values:
+        if value is None:
+            continue
+        try:
+            interface = ip_interface(value)
+        except ValueError as error:
+            message = f"{name}={value!r}: {error}; an address with its prefix length is like 10.0.0.1/24 or fd00::1/64"
+            raise ValueError(message) from None
+        if version not in {None, interface.version}:
+            message = f"{name}={value!r} is an IPv{interface.version} address"
+            raise ValueError(message)
+        if "/" not in str(value):
+            message = f"{name}={value!r} has no prefix length: {value}/{24 if interface.version == 4 else 64}"  # noqa: PLR2004
+            raise ValueError(message)
+        found.append(interface)
+    return found
+
+
+def _addresses(ipv4: Sequence[str | None], ipv6: Sequence[str | None]) -> tuple[list[Interface], list[Interface]]:
+    ends: tuple[list[Interface], list[Interface]] = ([], [])
+    for version, values, name in ((4, ipv4, "ipv4"), (6, ipv6, "ipv6")):
+        both = [_parse((value,), f"{name}[{position}]", version) for position, value in enumerate(values)]
+        if both[0] and both[1] and both[0][0].ip == both[1][0].ip:
+            message = f"{name}={tuple(values)!r}: both ends have the same address"
+            raise ValueError(message)
+        for end, found in zip(ends, both, strict=True):
+            end.extend(found)
+    return ends
+
+
+def _parse_mac(mac: str | None) -> bytes | None:
+    if mac is None:
+        return None
+    if not isinstance(mac, str) or not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", mac):
+        message = f"mac={mac!r}: six bytes like 02:00:00:00:00:01 are allowed"
+        raise ValueError(message)
+    packed = bytes.fromhex(mac.replace(":", ""))
+    if packed[0] & 1 or not any(packed):
+        message = f"mac={mac!r}: a multicast or zero address cannot be a link's own"
+        raise ValueError(message)
+    return packed
+
+
+#: For a pair with an end in the machine's own namespace: RFC 2544's range, which no network uses.
+_OUTER_IPV4 = ("198.18.0.1/30", "198.18.0.2/30")
