@@ -82,6 +82,10 @@ _HOMES = {
     "inside": "objects._place",
 }
 
+__all__ = [  # noqa: PLE0604 - the table is the list
+    *_HOMES,
+]
+
 
 # No __dir__: pytest asks a plugin for every name in dir(), which would load everything into every run.
 def __getattr__(name: str) -> Any:

@@ -71,7 +71,7 @@ class ClosedError(IsolationError):
 
 
 class ChildError(IsolationError, subprocess.CalledProcessError):
-    """A command exited with a status other than 0, or was killed; shows what it printed."""
+    """A command failed, was killed, or ended when it should not have; shows what it printed."""
 
     def __init__(
         self,
@@ -87,6 +87,8 @@ class ChildError(IsolationError, subprocess.CalledProcessError):
 
     def __str__(self) -> str:
         text = subprocess.CalledProcessError.__str__(self)
+        if self.returncode == 0:
+            text = f"Command {self.cmd!r} exited with status 0."
         if self.note:
             text += f"\n{self.note}"
         for name, stream in (("stdout", self.output), ("stderr", self.stderr)):

@@ -5,6 +5,7 @@ A socket belongs to the network namespace of the thread that opened it, for good
 
 from __future__ import annotations
 
+import functools
 import socket
 import struct
 import threading
@@ -219,6 +220,7 @@ def set_link(ifindex: int, *, up: bool | None = None, netns: int | None = None) 
     return Message(RTM_NEWLINK, 0, payload, f"RTM_NEWLINK(ifindex {ifindex} {' '.join(words)})")
 
 
+@functools.lru_cache(maxsize=256)
 def add_address(ifindex: int, interface: Interface) -> Message:
     """Give a link an address; IPv6 without duplicate address detection, which takes a second and more."""
     packed = interface.ip.packed
@@ -345,6 +347,10 @@ class Socket:
             KernelError: ENODEV, there is no such link.
         """
         return _link(self._get(RTM_GETLINK, _ifinfo(ifindex), f"RTM_GETLINK(ifindex {ifindex})"))
+
+    def settle(self, ifindex: int) -> None:
+        """Have the kernel work off a link's pending event, so that its operstate and carrier are those of now."""
+        self._get(RTM_GETLINK, _ifinfo(ifindex), f"RTM_GETLINK(ifindex {ifindex})")
 
     def links(self) -> tuple[Link, ...]:
         """Every link of the namespace."""

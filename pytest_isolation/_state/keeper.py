@@ -4,14 +4,18 @@ It makes what needs a clean single-threaded process - the first process of a pid
 anything inside a user namespace - and it watches pytest by pidfd: when that dies without saying goodbye, the keeper
 ends the run's cgroup and removes what the ledger lists. See `keeper_client` for the other end.
 
-Protocol, over one SOCK_SEQPACKET socket: a request is JSON `{"op": ...}` with descriptors; the answer is JSON with
-descriptors, `{"error": [errno, call, message, hint]}` when a call failed. Never two requests at once.
+Protocol, over one SOCK_SEQPACKET socket: a request is a marshalled `{"op": ...}` with descriptors; so is the answer,
+`{"error": [errno, call, message, hint]}` when a call failed. Never two requests at once. Both ends are the same
+interpreter, and marshal needs no import.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import ctypes
+import errno
+import gc
+import marshal
 import os
 import select
 import signal
@@ -34,14 +38,19 @@ def become_root_inside(uid: int, gid: int, setgroups: bool) -> None:  # noqa: FB
     os.setresuid(uid, uid, uid)
 
 
-def set_title(title: str) -> None:
-    """Show `title` in ps(1), written over our own argv; a last byte other than NUL tells the kernel so."""
-    with open("/proc/self/stat", "rb") as file:
-        start, end = map(int, file.read().rpartition(b")")[2].split()[45:47])  # arg_start, arg_end: proc_pid_stat(5)
-    text = title.encode()[: end - start - 2] + b"\0"
-    with open("/proc/self/mem", "r+b", buffering=0) as memory:
-        memory.seek(start)
-        memory.write(text.ljust(end - start, b"."))
+class Title:
+    """What ps(1) shows of this process and its copies: our own argv in memory, written over."""
+
+    def __init__(self) -> None:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        self._start, end = int(fields[45]), int(fields[46])  # arg_start, arg_end: proc_pid_stat(5)
+        self._size = end - self._start
+
+    def set(self, title: str) -> None:
+        """A last byte other than NUL tells the kernel that argv is a title now, which ends at its first NUL."""
+        text = title.encode()[: self._size - 2] + b"\0"
+        ctypes.memmove(self._start, text.ljust(self._size, b"."), self._size)
 
 
 def write_map(pid: int, file: str, text: str) -> None:
@@ -76,6 +85,11 @@ class Keeper:
         #: pid -> wait status of those that have.
         self.ended: dict[int, int] = {}
         self.cgroup: str | None = None
+        #: The first process of the next pid namespace, made while nobody waits for it.
+        self.spare: tuple[int, socket.socket] | None = None
+        self.wants_spare = False
+        self.title = Title()
+        self.title.set(f"pytest-isolation keeper of {ledger}")
 
     # -- the loop
 
@@ -95,8 +109,12 @@ class Keeper:
                 elif fd == self.link.fileno():
                     data, fds, _, _ = socket.recv_fds(self.link, 1 << 19, 16, socket.MSG_CMSG_CLOEXEC)
                     listening = bool(data)  # closed without a goodbye: the pidfd will tell
-                    if data and not self.answer(json.loads(data), fds):
+                    if data and not self.answer(marshal.loads(data), fds):
                         return
+            if self.wants_spare:
+                self.wants_spare = False
+                with contextlib.suppress(KernelError):  # told when it is asked for
+                    self.spare = self.spare or self.clone_init()
 
     def reap(self, pidfd: int) -> None:
         """Collect a first process that has exited."""
@@ -120,7 +138,7 @@ class Keeper:
             for fd in fds:
                 os.close(fd)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            socket.send_fds(self.link, [json.dumps(answer).encode()], made)
+            socket.send_fds(self.link, [marshal.dumps(answer)], made)
         for fd in made:
             if fd not in self.inits:
                 os.close(fd)
@@ -191,10 +209,10 @@ class Keeper:
             except KernelError as error:
                 report = [error.errno, error.call, error.message, error.hint]
             except OSError as error:
-                report = [error.errno, f"{make.__qualname__}: {error.filename or ''}", error.strerror, None]
+                report = [error.errno, f"the call on {error.filename!r}" if error.filename else "socket()", None, None]
             except BaseException:  # noqa: BLE001 - told to the parent
                 report = [0, traceback.format_exc(), None, None]
-            socket.send_fds(theirs, [json.dumps(report).encode()], made)
+            socket.send_fds(theirs, [marshal.dumps(report)], made)
             theirs.recv(1)
             os._exit(0)
         theirs.close()
@@ -202,8 +220,10 @@ class Keeper:
             with ours:
                 data, opened, _, _ = socket.recv_fds(ours, 1 << 16, 4, socket.MSG_CMSG_CLOEXEC)
                 if not data:
-                    raise KernelError(3, f"fork() = {pid}", "the child died while making namespaces")
-                report = json.loads(data)
+                    raise KernelError(
+                        errno.ECHILD, f"waitpid({pid})", None, "The child died while it was making namespaces"
+                    )
+                report = marshal.loads(data)
                 if report:
                     raise KernelError(*report)
                 return [*configure(pid), *opened]
@@ -211,111 +231,118 @@ class Keeper:
             os.waitpid(pid, 0)
 
     def do_init(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
-        """Make a pid namespace: clone its first process, in a mount namespace with a /proc of its own.
+        """Make a pid namespace: its first process, in a mount namespace with a /proc of its own.
 
         Descriptors: the user namespace, where `user` stands; then, for a given program (`argv`), its stdin, stdout
         and stderr.
         """
         rest = list(fds)
-        user_fd = rest.pop(0) if request.get("user") else -1
-        read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        flags = uapi.CLONE_NEWPID | uapi.CLONE_NEWNS
-        if user_fd >= 0:
-            pid = self.clone_in_user(user_fd, request["user"], flags | _CLONE_PARENT)
+        if request.get("user"):
+            pid, link = self.clone_init(rest.pop(0), request["user"])
         else:
-            pid = syscalls.clone(flags)
-        if pid == 0:
-            self.be_init(request, rest, write_end)
-        os.close(write_end)
-        with open(read_end, "rb") as pipe:
-            report = pipe.read()
-        if report != b"ready":
+            pid, link = self.spare or self.clone_init()
+            self.spare = None
+        with link:
+            socket.send_fds(link, [marshal.dumps(request)], rest)
+            report = link.recv(1 << 16)
+            if report == b"ready":
+                # A given program: the link closes when it has been executed, and brings the error when it cannot be.
+                report = b"" if request.get("argv") is None else link.recv(1 << 16)
+            elif not report:
+                report = marshal.dumps([errno.ESRCH, "clone(CLONE_NEWPID)", None, "The first process died at once"])
+        if report:
             os.waitpid(pid, 0)
-            error = report.removeprefix(b"ready")
-            raise KernelError(*(json.loads(error) if error else [3, "clone(CLONE_NEWPID)", "it died at once", None]))
+            raise KernelError(*marshal.loads(report))
         pidfd = os.pidfd_open(pid)
         self.inits[pidfd] = pid
         made = [os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("pid", "mnt")]
+        self.wants_spare = not request.get("user")
         return {"pid": pid}, [pidfd, *made]
 
-    def clone_in_user(self, user_fd: int, into: list[Any], flags: int) -> int:
-        """clone(2) out of a child that has entered the user namespace; CLONE_PARENT makes the result our child."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        maker = os.fork()
-        if maker == 0:
-            try:
-                syscalls.setns(user_fd, uapi.CLONE_NEWUSER)
-                become_root_inside(*into)
-                pid = syscalls.clone(flags)
-            except KernelError as error:
-                theirs.send(json.dumps([error.errno, error.call, error.message, error.hint]).encode())
-                os._exit(0)
-            if pid == 0:
-                return 0
-            theirs.send(str(pid).encode())
-            os._exit(0)
-        theirs.close()
-        with ours:
-            answer = json.loads(ours.recv(1 << 16) or b'[3, "clone()", null, null]')
-        os.waitpid(maker, 0)
-        if isinstance(answer, list):
-            raise KernelError(*answer)
-        return int(answer)
+    def clone_init(self, user_fd: int = -1, ids: list[Any] | None = None) -> tuple[int, socket.socket]:
+        """The first process of a new pid namespace, which waits for its request on the returned socket.
 
-    def be_init(self, request: dict[str, Any], stdio: list[int], report: int) -> NoReturn:
-        """In the new pid namespace, as its first process: mount /proc, then reap, or become the given program."""
+        In a user namespace it is cloned by a child that has entered that one; CLONE_PARENT makes it our own child.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if ids is None:
+            pid = syscalls.clone(uapi.CLONE_NEWPID)
+            if pid == 0:
+                self.be_init(theirs)
+        else:
+            maker = os.fork()
+            if maker == 0:
+                try:
+                    syscalls.setns(user_fd, uapi.CLONE_NEWUSER)
+                    become_root_inside(*ids)
+                    pid = syscalls.clone(uapi.CLONE_NEWPID | _CLONE_PARENT)
+                except KernelError as error:
+                    theirs.send(marshal.dumps([error.errno, error.call, error.message, error.hint]))
+                    os._exit(0)
+                if pid == 0:
+                    self.be_init(theirs)
+                theirs.send(marshal.dumps(pid))
+                os._exit(0)
+            os.waitpid(maker, 0)
+            answer = marshal.loads(ours.recv(1 << 16))
+            if isinstance(answer, list):
+                raise KernelError(*answer)
+            pid = answer
+        theirs.close()
+        return pid, ours
+
+    def be_init(self, link: socket.socket) -> NoReturn:
+        """In the new pid namespace, as its first process: wait for the request, mount /proc, reap or become a program."""
         try:
-            os.setsid()
-            syscalls.mount(None, "/", None, uapi.MS_REC | uapi.MS_SLAVE)
-            if request["proc"]:
-                syscalls.mount("proc", "/proc", "proc", uapi.MS_NOSUID | uapi.MS_NODEV | uapi.MS_NOEXEC)
             syscalls.prctl(uapi.PR_SET_PDEATHSIG, signal.SIGKILL)
             watch = select.poll()
             watch.register(self.myself, select.POLLIN)
             if watch.poll(0):
                 os._exit(1)  # the keeper died before PDEATHSIG was set
-            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-                with contextlib.suppress(OSError, ValueError):
-                    signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, [])
-            argv = request.get("argv")
-            if argv is None:
-                self.reap_forever(report)
-            for number, fd in enumerate(stdio):
-                os.dup2(fd, number)
-            os.chdir(request["cwd"])
-            self.exec(argv, request["env"], report)
+            os.setsid()
+            self.title.set("init")
+            data, stdio, _, _ = socket.recv_fds(link, 1 << 19, 4, socket.MSG_CMSG_CLOEXEC)
+            if not data:
+                os._exit(0)
+            request = marshal.loads(data)
+            # Only now: the mounts are to be those of the moment.
+            syscalls.unshare(uapi.CLONE_NEWNS)
+            syscalls.mount(None, "/", None, uapi.MS_REC | uapi.MS_SLAVE)
+            if request["proc"]:
+                syscalls.mount("proc", "/proc", "proc", uapi.MS_NOSUID | uapi.MS_NODEV | uapi.MS_NOEXEC)
+            if request.get("argv") is None:
+                self.reap_forever(link)
+            self.become(request, stdio, link)
         except KernelError as error:
-            os.write(report, json.dumps([error.errno, error.call, error.message, error.hint]).encode())
-        except OSError as error:
-            os.write(report, json.dumps([error.errno, f"chdir({request.get('cwd')!r})", None, None]).encode())
+            link.send(marshal.dumps([error.errno, error.call, error.message, error.hint]))
         os._exit(127)
 
-    def exec(self, argv: list[str], env: dict[str, str], report: int) -> None:
-        """Become `argv`; the pipe `report` closes with that, and "ready" was written before."""
-        if "/" in argv[0]:
-            candidates = [argv[0]]
-        else:
-            candidates = [os.path.join(folder, argv[0]) for folder in os.get_exec_path(env)]
-        program = next((path for path in candidates if os.access(path, os.X_OK) and not os.path.isdir(path)), None)
-        if program is None:
-            raise KernelError(2, f"execve({argv[0]!r})", "no such program in the given PATH")
-        os.write(report, b"ready")
+    def become(self, request: dict[str, Any], stdio: list[int], link: socket.socket) -> None:
+        """Execute the given program, with signals as a shell would give them."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        for number, fd in enumerate(stdio):
+            os.dup2(fd, number)
+        argv, env = request["argv"], request["env"]
+        names = [argv[0]] if "/" in argv[0] else [f"{folder}/{argv[0]}" for folder in os.get_exec_path(env)]
+        program = next((path for path in names if os.access(path, os.X_OK) and not os.path.isdir(path)), argv[0])
+        call = f"execve({program!r}, {argv!r})"
         try:
+            os.chdir(request["cwd"])
+            link.send(b"ready")
             os.execve(program, argv, env)
         except OSError as error:
-            raise KernelError(error.errno or 0, f"execve({program!r}, {argv!r})") from None
+            raise KernelError(error.errno or 0, call) from None
 
-    def reap_forever(self, report: int) -> NoReturn:
+    def reap_forever(self, link: socket.socket) -> NoReturn:
         """The default first process: SIGCHLD ignored makes the kernel reap what it adopts."""
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         syscalls.prctl(uapi.PR_SET_NAME, b"init")
-        set_title("init")
         null = os.open("/dev/null", os.O_RDWR)
         for number in range(3):
             os.dup2(null, number)
-        os.write(report, b"ready")
-        os.closerange(3, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 20 else 1 << 16)
+        link.send(b"ready")
+        os.closerange(3, 1 << 16)
         while True:
             signal.pause()
 
@@ -354,5 +381,6 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
-    set_title(f"pytest-isolation keeper of {sys.argv[2]}")
-    Keeper(link, watched, sys.argv[2]).serve()
+    keeper = Keeper(link, watched, sys.argv[2])
+    gc.disable()  # a collection in a forked copy would touch, and so copy, every page
+    keeper.serve()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import _thread
-import json
+import marshal
 import os
 import select
 import socket
@@ -65,7 +65,7 @@ class KeeperClient:
         """
         with self._busy:
             try:
-                socket.send_fds(self._link, [json.dumps(request).encode()], send or [])
+                socket.send_fds(self._link, [marshal.dumps(request)], send or [])
                 poll = select.poll()
                 poll.register(self._link, select.POLLIN)
                 if not poll.poll(_TIMEOUT_S * 1000):
@@ -83,7 +83,7 @@ class KeeperClient:
                 f"the keeper is gone ({reason}), and with it every pid namespace it made; the next one starts anew"
             )
             raise IsolationError(message)
-        answer = json.loads(data)
+        answer = marshal.loads(data)
         if "error" in answer:
             raise KernelError(*answer["error"])
         if "bug" in answer:
@@ -101,7 +101,7 @@ class KeeperClient:
         except (IsolationError, OSError):
             pass
         else:
-            self._link.send(json.dumps({"op": "goodbye"}).encode())
+            self._link.send(marshal.dumps({"op": "goodbye"}))
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
             poll.poll(_TIMEOUT_S * 1000)

@@ -66,14 +66,7 @@ class Run:
         """The processes of the run, this one not counted; without a cgroup, every other process of this machine."""
         if self.cgroup is None:
             return [pid for pid in procfs.pids() if pid != self.pid]
-        found: list[int] = []
-        pending = [self.cgroup]
-        while pending:
-            directory = pending.pop()
-            with contextlib.suppress(FileNotFoundError, OSError):
-                found += map(int, (directory / "cgroup.procs").read_text().split())
-                pending += [Path(entry.path) for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
-        return [pid for pid in found if pid not in {self.pid, 0}]
+        return [pid for pid in _pids_below(str(self.cgroup)) if pid not in {self.pid, 0}]
 
     def leave(self) -> None:
         """Move this process back, end what is left in the run's cgroup, and remove it."""
@@ -82,6 +75,20 @@ class Run:
         cgroup, self.cgroup = self.cgroup, None
         (self._home / "cgroup.procs").write_text("0")
         end_cgroup(cgroup)
+
+
+def _pids_below(cgroup: str) -> list[int]:
+    """The processes of a cgroup and of those below it."""
+    try:
+        with open(f"{cgroup}/cgroup.procs", "rb", buffering=0) as file:
+            found = [int(line) for line in file.readall().split()]
+        if os.stat(cgroup).st_nlink > 2:  # noqa: PLR2004 - kernfs counts the directories below
+            for entry in os.scandir(cgroup):
+                if entry.is_dir(follow_symlinks=False):
+                    found += _pids_below(entry.path)
+    except OSError:  # removed meanwhile
+        return []
+    return found
 
 
 def end_cgroup(cgroup: Path, timeout: float = 2.0) -> None:

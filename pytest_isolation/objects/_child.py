@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import select
@@ -41,6 +42,7 @@ def call_in_child(
     enter: Callable[[Callable[[], None]], None], fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
 ) -> T:
     """Fork; `enter(second_fork)` and then `fn(...)` in the child; wait; return or raise what came of it."""
+    __tracebackhide__ = True
     start_run()
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     for stream in (sys.stdout, sys.stderr):
@@ -64,7 +66,7 @@ def call_in_child(
     if not data:
         name = getattr(fn, "__qualname__", repr(fn))
         raise ChildError(status, f"call_in_child({name})", None, None, "it was gone before the callable returned")
-    kind, value, text = pickle.loads(data)  # noqa: S301 - written by our own child
+    kind, value, text = _load(data)
     if kind == "result":
         result: T = value
         return result
@@ -105,7 +107,7 @@ def _be_child(pipe: int, enter: Callable[[Callable[[], None]], None], fn: Callab
         try:
             enter(_second_fork)
             fds.forget()
-            data = pickle.dumps(("result", fn(), ""))
+            data = _pack_result(fn())
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the result
             data = _pack(error)
         view = memoryview(data)
@@ -120,13 +122,46 @@ def _be_child(pipe: int, enter: Callable[[Callable[[], None]], None], fn: Callab
         os._exit(status)
 
 
+class _Pickler(pickle.Pickler):
+    """Knows classes that say they live elsewhere: pytest's outcomes call themselves `builtins.Skipped`."""
+
+    def persistent_id(self, obj: object) -> tuple[str, str] | None:
+        if not isinstance(obj, type) or getattr(sys.modules.get(obj.__module__), obj.__qualname__, None) is obj:
+            return None
+        homes = [name for name, module in list(sys.modules.items()) if vars(module).get(obj.__name__) is obj]
+        return (homes[0], obj.__name__) if homes else None
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, pid: tuple[str, str]) -> object:
+        return getattr(sys.modules[pid[0]], pid[1])
+
+
 def _pack(error: BaseException) -> bytes:
     text = "".join(traceback.format_exception(error))
     with contextlib.suppress(Exception):
-        data = pickle.dumps(("error", error, text))
-        pickle.loads(data)  # noqa: S301 - an exception may pickle and not come back
+        data = _dump(("error", error, text))
+        _load(data)  # an exception may pickle and not come back
         return data
-    return pickle.dumps(("error", IsolationError(f"{type(error).__name__} (which cannot be pickled): {error}"), text))
+    return _dump(("error", IsolationError(f"{type(error).__name__} (which cannot be pickled): {error}"), text))
+
+
+def _pack_result(value: object) -> bytes:
+    try:
+        return _dump(("result", value, ""))
+    except Exception as error:
+        message = f"the result of call_in_child has to be pickled to come back, and {value!r} cannot be: {error}"
+        raise TypeError(message) from None
+
+
+def _dump(value: object) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
+def _load(data: bytes) -> Any:
+    return _Unpickler(io.BytesIO(data)).load()
 
 
 def _second_fork() -> None:

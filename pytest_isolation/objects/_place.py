@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import inspect
 import os
 import pickle
 import subprocess
@@ -279,9 +280,17 @@ def _spawn_forked(plan: Plan, start: Callable[..., None], working_directory: str
         os.close(write_end)
 
 
+_OPTIONS = frozenset(inspect.signature(subprocess.Popen).parameters) - {"args", "preexec_fn"}
+_OUR_OPTIONS = frozenset({"extra_env", "stop", "grace", "may_exit", "logged"})
+
+
 def _refuse_options(options: Mapping[str, Any]) -> None:
     if options.get("preexec_fn") is not None:
         message = "preexec_fn is not possible here: commands are spawned with vfork by another thread"
+        raise TypeError(message)
+    unknown = sorted(set(options) - _OPTIONS - _OUR_OPTIONS)
+    if unknown:
+        message = f"unknown argument {unknown[0]!r}: allowed are those documented, and those of subprocess.Popen"
         raise TypeError(message)
 
 
@@ -299,6 +308,7 @@ class Place:
         """A command was started in it."""
 
     def _start(self, argv: Sequence[Argument] | str, options: dict[str, Any]) -> Process:
+        __tracebackhide__ = True
         _refuse_options(options)
         words = check_argv(argv, shell=bool(options.get("shell")))
         plan = self._plan()
@@ -358,6 +368,7 @@ class Place:
             subprocess.TimeoutExpired: it took longer; its tree has been ended.
             TypeError: argv is a bare string.
         """
+        __tracebackhide__ = True
         if capture_output:
             options.setdefault("stdout", subprocess.PIPE)
             options.setdefault("stderr", subprocess.PIPE)
@@ -410,6 +421,7 @@ class Place:
             ChildError: it exited before it was ready.
             TimeoutError: it was not ready in time; the message shows its log.
         """
+        __tracebackhide__ = True
         _check_ready(ready)
         options.update(stop=stop, grace=grace, may_exit=may_exit, logged=True)
         process = self._start(argv, options)
@@ -426,6 +438,7 @@ class Place:
         Raises:
             TypeError: for a kind that pytest itself never enters; use `call_in_child`.
         """
+        __tracebackhide__ = True
         with Visit(self._plan()):
             return fn(*args, **kwargs)
 
@@ -437,6 +450,7 @@ class Place:
         Raises:
             ChildError: the child was killed, or exited by itself.
         """
+        __tracebackhide__ = True
         plan = self._plan()
         return _child.call_in_child(lambda second_fork: _enter_child(plan, second_fork), fn, *args, **kwargs)
 

@@ -54,11 +54,13 @@ def check_argv(argv: Sequence[Argument] | str, *, shell: bool) -> list[str | byt
     return words
 
 
-def environment(env: Mapping[str, str] | None, extra_env: Mapping[str, object] | None, token: str) -> dict[str, str]:
+def environment(
+    env: Mapping[str, str] | None, extra_env: Mapping[str, object] | None, token: str
+) -> dict[bytes, bytes]:
     """The child's environment: `env` or our own, `extra_env` added, and the token its tree is found by."""
-    words = dict(os.environ if env is None else env)
-    words.update({key: str(value) for key, value in (extra_env or {}).items()})
-    words[TOKEN] = token
+    words = dict(os.environb) if env is None else {os.fsencode(key): os.fsencode(value) for key, value in env.items()}
+    words.update({os.fsencode(key): os.fsencode(str(value)) for key, value in (extra_env or {}).items()})
+    words[TOKEN.encode()] = token.encode()
     return words
 
 
@@ -80,6 +82,23 @@ def tree(pid: int, token: str) -> set[int]:
                 found.add(member)
                 grown = True
     return found
+
+
+def open_log(title: str) -> tuple[int, int]:
+    """A file in memory to keep what a command prints: (to read, to be written by the command).
+
+    The second is opened anew: a memfd's first descriptor reports no writes to inotify(7).
+    """
+    log = os.memfd_create(f"log of {title}"[:200], os.MFD_CLOEXEC)
+    return log, os.open(f"/proc/self/fd/{log}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
+
+def read_log(log: int) -> str:
+    """All that was written so far."""
+    data = b""
+    while chunk := os.pread(log, 1 << 20, len(data)):
+        data += chunk
+    return data.decode(errors="backslashreplace")
 
 
 def wait_gone(pidfds: Iterable[int], timeout: float | None) -> bool:
@@ -124,7 +143,7 @@ class Process(subprocess.Popen[Any]):
         self.token = f"{run().id}.{os.urandom(8).hex()}"
         self.label = argv if isinstance(argv, str) else " ".join(os.fsdecode(word) for word in argv)
         self.pidfd = -1
-        self._log = -1
+        self._log = self._writer = -1
         self._stop: int = options.pop("stop", signal.SIGTERM)
         self._grace: float = options.pop("grace", 2.0)
         self._may_exit: bool = options.pop("may_exit", False)
@@ -139,6 +158,10 @@ class Process(subprocess.Popen[Any]):
         except BaseException:
             self._close_descriptors()
             raise
+        finally:
+            if self._writer >= 0:
+                os.close(self._writer)
+                self._writer = -1
         self.scope = current_scope()
         alive.add(self)
         if self._log >= 0:
@@ -147,11 +170,11 @@ class Process(subprocess.Popen[Any]):
     scope: object | None = None
 
     def _open_log(self, options: dict[str, Any]) -> None:
-        self._log = os.memfd_create(f"log of {self.label}"[:200], os.MFD_CLOEXEC)
-        if options.get("stdout") is None:
-            options["stdout"] = self._log
-        if options.get("stderr") is None:
-            options["stderr"] = self._log
+        self._log, writer = open_log(self.label)
+        self._writer = writer
+        for name in ("stdout", "stderr"):
+            if options.get(name) is None:
+                options[name] = writer
         options.setdefault("stdin", subprocess.DEVNULL)
 
     def _close_descriptors(self) -> None:
@@ -168,10 +191,7 @@ class Process(subprocess.Popen[Any]):
         """Everything it has printed so far, stdout and stderr in one."""
         if self._log < 0:
             return self._kept_log
-        data = b""
-        while chunk := os.pread(self._log, 1 << 20, len(data)):
-            data += chunk
-        return data.decode(errors="backslashreplace")
+        return read_log(self._log)
 
     _kept_log = ""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, TypeVar, final
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, final
 
 from pytest_isolation.errors import ClosedError
 from pytest_isolation.objects.cgroup_ns import CgroupNamespace
@@ -22,7 +24,35 @@ if TYPE_CHECKING:
 
     from pytest_isolation.objects._object import KernelObject
 
+P = ParamSpec("P")
 K = TypeVar("K", bound="KernelObject")
+
+
+class _Builds(Generic[P, K]):
+    """A method that builds one kind: `isolation.netns(...)` takes what `NetNamespace(...)` takes."""
+
+    def __init__(self, make: Callable[P, K]) -> None:
+        self._make = make
+        self.__doc__ = make.__doc__
+
+    def __get__(self, builder: Isolation, owner: type[Isolation] | None = None) -> Callable[P, K]:
+        return functools.partial(builder._add, self._make)  # noqa: SLF001 - its own family
+
+
+def _check_arguments(make: Callable[..., object], kind: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    parameters = _parameters(make)
+    unknown = sorted(set(options) - set(parameters))
+    if not unknown and (not args or parameters[0].startswith("*")):
+        return
+    given = f"has no argument {unknown[0]!r}" if unknown else f"takes its arguments by name, not {args[0]!r}"
+    message = f"{kind}() {given}; it takes {', '.join(parameters)}"
+    raise TypeError(message)
+
+
+@functools.cache
+def _parameters(make: Callable[..., object]) -> tuple[str, ...]:
+    found = inspect.signature(make).parameters.values()
+    return tuple(f"*{one.name}" if one.kind is one.VAR_POSITIONAL else one.name for one in found)
 
 
 @final
@@ -38,9 +68,11 @@ class Isolation:
         self._closed = False
 
     def _add(self, make: Callable[..., K], *args: Any, **options: Any) -> K:
+        kind = make.kind  # type: ignore[attr-defined]
         if self._closed:
-            message = f"this builder is closed: its scope has ended, so it makes no {make.__name__} any more"
+            message = f"this builder is closed: its scope has ended, so it makes no {kind} any more"
             raise ClosedError(message)
+        _check_arguments(make, kind, args, options)
         made = make(*args, **options)
         made._owner = self  # noqa: SLF001 - the builder is its lifetime
         self._built.append(made)
@@ -72,44 +104,15 @@ class Isolation:
     ) -> None:
         self.close()
 
-    # -- one method per kind; arguments as the class has them
+    # -- one method per kind, with the arguments of its class
 
-    def netns(self, **options: Any) -> NetNamespace:
-        """A network namespace, see `NetNamespace`: lo_up, user, outer."""
-        return self._add(NetNamespace, **options)
-
-    def veth_pair(self, **options: Any) -> VethPair:
-        """Two connected namespaces, see `VethPair`: ipv4, ipv6, ifnames, mtu, mac, netns, up, outer, user."""
-        return self._add(VethPair, **options)
-
-    def pid_namespace(self, **options: Any) -> PidNamespace:
-        """A pid namespace with its own /proc, see `PidNamespace`: init, extra_env, proc, user."""
-        return self._add(PidNamespace, **options)
-
-    def mount_namespace(self, **options: Any) -> MountNamespace:
-        """A mount namespace, see `MountNamespace`: propagation, copy_of, user."""
-        return self._add(MountNamespace, **options)
-
-    def uts_namespace(self, **options: Any) -> UtsNamespace:
-        """A uts namespace, see `UtsNamespace`: hostname, domainname, user."""
-        return self._add(UtsNamespace, **options)
-
-    def ipc_namespace(self, **options: Any) -> IpcNamespace:
-        """An ipc namespace, see `IpcNamespace`: user, outer."""
-        return self._add(IpcNamespace, **options)
-
-    def user_namespace(self, **options: Any) -> UserNamespace:
-        """A user namespace, see `UserNamespace`: uid_map, gid_map, setgroups."""
-        return self._add(UserNamespace, **options)
-
-    def cgroup_namespace(self, **options: Any) -> CgroupNamespace:
-        """A cgroup namespace, see `CgroupNamespace`: user."""
-        return self._add(CgroupNamespace, **options)
-
-    def time_namespace(self, **options: Any) -> TimeNamespace:
-        """A time namespace, see `TimeNamespace`: monotonic_s, boottime_s, user."""
-        return self._add(TimeNamespace, **options)
-
-    def chroot_root(self, *programs: Any, **options: Any) -> ChrootRoot:
-        """A root of its own, see `ChrootRoot`: programs to add, path, pivot."""
-        return self._add(ChrootRoot, *programs, **options)
+    netns = _Builds(NetNamespace)
+    veth_pair = _Builds(VethPair)
+    pid_namespace = _Builds(PidNamespace)
+    mount_namespace = _Builds(MountNamespace)
+    uts_namespace = _Builds(UtsNamespace)
+    ipc_namespace = _Builds(IpcNamespace)
+    user_namespace = _Builds(UserNamespace)
+    cgroup_namespace = _Builds(CgroupNamespace)
+    time_namespace = _Builds(TimeNamespace)
+    chroot_root = _Builds(ChrootRoot)

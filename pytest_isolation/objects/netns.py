@@ -187,8 +187,9 @@ class NetNamespace(Namespace):
             here = (str(target), port) if target.version == 4 else (str(target), port, 0, self._scope(scope))  # noqa: PLR2004
             sock.connect(here)
             sock.settimeout(None)
-        except BaseException:
+        except BaseException as error:
             sock.close()
+            error.add_note(f"while connecting from {self} to {target} port {port}")
             raise
         return sock
 

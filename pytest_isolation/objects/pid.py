@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import select
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Any, final
 
 from pytest_isolation._kernel import procfs
 from pytest_isolation._state.keeper_client import keeper, start_run
-from pytest_isolation.errors import ClosedError
+from pytest_isolation.errors import ClosedError, KernelError
 from pytest_isolation.objects._namespace import Namespace
 from pytest_isolation.objects._place import Entry
-from pytest_isolation.objects._process import Argument, check_argv
+from pytest_isolation.objects._process import Argument, check_argv, open_log, read_log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,16 +96,23 @@ class PidNamespace(Namespace):
             send.append(user.fileno())
         self._log = -1
         if argv is not None:
-            self._log = self._teardown.hold(os.memfd_create("log of pid 1", os.MFD_CLOEXEC))
+            log, writer = open_log("pid 1")
+            self._log = self._teardown.hold(log)
             null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-            send += [null, self._log, self._log]
+            send += [null, writer, writer]
             env = dict(os.environ) | {key: str(value) for key, value in (extra_env or {}).items()}
             request |= {"env": env, "cwd": os.getcwd()}
         try:
             answer, made = keeper().ask(request, send)
+        except KernelError as error:
+            if error.errno == errno.ENOENT and error.call.startswith("execve"):
+                message = f"there is no program {argv and argv[0]!r} to be pid 1, or its loader is missing"
+                raise FileNotFoundError(errno.ENOENT, message) from error
+            raise
         finally:
             if argv is not None:
                 os.close(null)
+                os.close(writer)
         self._pidfd, self._fd, self._mnt = (self._teardown.hold(fd) for fd in made)
         self._init_pid: int = answer["pid"]
         self._status: int | None = None
@@ -119,7 +127,6 @@ class PidNamespace(Namespace):
             left = ", ".join(f"{one.pid_outside} ({one.comm})" for one in self._list())
             message = f"the init of {self.kind} was killed {_GONE_TIMEOUT_S} s ago and is not gone; still there: {left}"
             raise TimeoutError(message)
-        self._ask_status()
 
     def _init_gone(self, timeout: float = 0.0) -> bool:
         poll = select.poll()
@@ -183,7 +190,7 @@ class PidNamespace(Namespace):
         if self._argv is None:
             return ""
         self._check_open()
-        return os.pread(self._log, 1 << 24, 0).decode(errors="backslashreplace")
+        return read_log(self._log)
 
     def processes(self) -> tuple[PidProcess, ...]:
         """Every process inside, its init first."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_interface
-from typing import TYPE_CHECKING, Any, final
+from socket import AF_INET, SOCK_STREAM, socket
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from pytest_isolation._kernel import rtnetlink
 from pytest_isolation._state import ledger
@@ -22,6 +24,7 @@ from pytest_isolation.objects.netns import NetNamespace, check_ifname
 if TYPE_CHECKING:
     from pytest_isolation._kernel.rtnetlink import Counters, Interface, Link
     from pytest_isolation.objects._process import Process
+    from pytest_isolation.objects.netns import HasAddress
     from pytest_isolation.objects.ping import PingResult
     from pytest_isolation.objects.user import UserNamespace
 
@@ -127,8 +130,8 @@ class VethEnd(Place):
 
     def _settle(self) -> None:
         # RTM_GETLINK makes the kernel work off the link's pending event: on both ends, as both may change.
-        self.link()
-        self.peer.link()
+        for end in (self, self.peer):
+            end.netns.rtnl.settle(end.ifindex)
 
     def add_address(self, address: str) -> None:
         """Give it an address with prefix length, usable when this returns.
@@ -158,6 +161,25 @@ class VethEnd(Place):
         self.netns = netns
         self.ifindex = netns.link(self.ifname).ifindex
         self.ipv4 = self.ipv6 = None
+
+    def __enter__(self) -> NoReturn:
+        message = f"an end of a link is no lifetime; to be inside {self.netns} for a block: `with inside(...)`"
+        raise TypeError(message)
+
+    def __exit__(self, *_: object) -> None:
+        """Never reached; there for the error that names `inside`."""
+
+    def socket(self, family: int = AF_INET, kind: int = SOCK_STREAM, protocol: int = 0) -> socket:
+        """`NetNamespace.socket` of this end's namespace."""
+        return self.netns.socket(family, kind, protocol)
+
+    def connect(self, address: tuple[str | HasAddress, int], timeout: float = 5.0) -> socket:
+        """`NetNamespace.connect` from this end's namespace."""
+        return self.netns.connect(address, timeout)
+
+    def listen(self, port: int = 0, host: str = "0.0.0.0", backlog: int = 128) -> socket:  # noqa: S104 - its own namespace
+        """`NetNamespace.listen` in this end's namespace."""
+        return self.netns.listen(port, host, backlog)
 
     def ping(
         self, target: Any, *, count: int = 1, size: int = 56, timeout: float = 1.0, family: int | None = None
@@ -214,13 +236,11 @@ class VethPair(KernelObject):
         if mtu is not None and (not isinstance(mtu, int) or not 68 <= mtu <= 65535):  # noqa: PLR2004
             message = f"mtu={mtu!r}: allowed are 68 to 65535 bytes"
             raise ValueError(message)
-        default = (None, None)
-        self._addresses = _addresses(
-            _two(_OUTER_IPV4 if ipv4 is None and outer else IPV4 if ipv4 is None else ipv4, "ipv4"),
-            _two(
-                default if ipv6 is None and (outer or (mtu or 1500) < 1280) else IPV6 if ipv6 is None else ipv6, "ipv6"
-            ),
-        )
+        if ipv4 is None:
+            ipv4 = _OUTER_IPV4 if outer else IPV4
+        if ipv6 is None:
+            ipv6 = (None, None) if outer or (mtu is not None and mtu < _IPV6_MTU_MIN) else IPV6
+        self._addresses = _addresses(tuple(_two(ipv4, "ipv4")), tuple(_two(ipv6, "ipv6")))
         macs = tuple(_parse_mac(one) for one in _two(mac, "mac"))
         states = tuple(bool(one) for one in _two(up, "up"))
         for space in spaces:
@@ -263,7 +283,7 @@ class VethPair(KernelObject):
             for position in (1, 0):
                 self._configure(position, states[position], lo_up=not given[position] and not (outer and position == 0))
             for end in self.ends:
-                end.link()
+                end.netns.rtnl.settle(end.ifindex)
             if all(states):
                 for end in self.ends:
                     end.netns.rtnl.wait_usable(end.ifindex)
@@ -369,7 +389,8 @@ def _parse(values: Sequence[str | None], name: str, version: int | None) -> list
     return found
 
 
-def _addresses(ipv4: Sequence[str | None], ipv6: Sequence[str | None]) -> tuple[list[Interface], list[Interface]]:
+@functools.lru_cache(maxsize=64)
+def _addresses(ipv4: tuple[str | None, ...], ipv6: tuple[str | None, ...]) -> tuple[list[Interface], list[Interface]]:
     ends: tuple[list[Interface], list[Interface]] = ([], [])
     for version, values, name in ((4, ipv4, "ipv4"), (6, ipv6, "ipv6")):
         both = [_parse((value,), f"{name}[{position}]", version) for position, value in enumerate(values)]
@@ -394,5 +415,6 @@ def _parse_mac(mac: str | None) -> bytes | None:
     return packed
 
 
+_IPV6_MTU_MIN = 1280
 #: For a pair with an end in the machine's own namespace: RFC 2544's range, which no network uses.
 _OUTER_IPV4 = ("198.18.0.1/30", "198.18.0.2/30")
