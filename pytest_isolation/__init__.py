@@ -1,4 +1,4 @@
-"""Real Linux kernel objects as pytest fixtures: namespaces, veth pairs and roots, made for one test and taken away again.
+"""Real Linux kernel objects as pytest fixtures: namespaces, links and roots, made for a test and taken away again.
 
 As a pytest plugin (`pytest -p pytest_isolation`, or installed) it offers the fixtures that `pytest --fixtures` lists.
 As a library everything here is importable, and loaded when first used.
@@ -82,8 +82,40 @@ _HOMES = {
     "inside": "objects._place",
 }
 
-__all__ = [  # noqa: PLE0604 - the table is the list
-    *_HOMES,
+__all__ = [
+    "Address",
+    "CgroupNamespace",
+    "ChildError",
+    "ChrootRoot",
+    "ClosedError",
+    "Counters",
+    "Inside",
+    "IpcNamespace",
+    "Isolation",
+    "IsolationError",
+    "KernelError",
+    "LeakError",
+    "Link",
+    "Mount",
+    "MountNamespace",
+    "Neighbour",
+    "NetNamespace",
+    "PidNamespace",
+    "PidProcess",
+    "PingResult",
+    "Process",
+    "Queue",
+    "Route",
+    "Segment",
+    "SemaphoreSet",
+    "TimeNamespace",
+    "Unsupported",
+    "UserNamespace",
+    "UtsNamespace",
+    "VethEnd",
+    "VethPair",
+    "eventually",
+    "inside",
 ]
 
 

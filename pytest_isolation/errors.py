@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno as _errno
 import os
 import subprocess
+from typing import Any
 
 
 class IsolationError(Exception):
@@ -82,7 +83,7 @@ class ChildError(IsolationError, subprocess.CalledProcessError):
         note: str | None = None,
     ) -> None:
         subprocess.CalledProcessError.__init__(self, returncode, cmd, output, stderr)  # type: ignore[arg-type]
-        self.args = (returncode, cmd, output, stderr, note)
+        self.args: tuple[Any, ...] = (returncode, cmd, output, stderr, note)
         self.note = note
 
     def __str__(self) -> str:

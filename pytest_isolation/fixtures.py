@@ -131,11 +131,11 @@ def mount_namespace(isolation: Isolation, request: pytest.FixtureRequest) -> Mou
 
 @pytest.fixture
 def uts_namespace(isolation: Isolation, request: pytest.FixtureRequest) -> UtsNamespace:
-    """A host name of one's own: `isolation.uts_namespace()`. Needs CAP_SYS_ADMIN.
+    r"""A host name of one's own: `isolation.uts_namespace()`. Needs CAP_SYS_ADMIN.
 
     def test_name(uts_namespace):
         uts_namespace.hostname = "happy.life.com"
-        assert uts_namespace.run(["hostname"]).stdout == "happy.life.com\\n"
+        assert uts_namespace.run(["hostname"]).stdout == "happy.life.com\n"
     """
     return isolation.uts_namespace(**_options(request))
 
@@ -153,20 +153,20 @@ def ipc_namespace(isolation: Isolation, request: pytest.FixtureRequest) -> IpcNa
 
 @pytest.fixture
 def user_namespace(isolation: Isolation, request: pytest.FixtureRequest) -> UserNamespace:
-    """Root inside, the caller outside: `isolation.user_namespace()`. Needs no privilege on most kernels.
+    r"""Root inside, the caller outside: `isolation.user_namespace()`. Needs no privilege on most kernels.
 
     def test_root_inside(user_namespace):
-        assert user_namespace.run(["id", "-u"]).stdout == "0\\n"
+        assert user_namespace.run(["id", "-u"]).stdout == "0\n"
     """
     return isolation.user_namespace(**_options(request))
 
 
 @pytest.fixture
 def cgroup_namespace(isolation: Isolation, request: pytest.FixtureRequest) -> CgroupNamespace:
-    """The run's cgroup seen as the root: `isolation.cgroup_namespace()`. Needs CAP_SYS_ADMIN.
+    r"""The run's cgroup seen as the root: `isolation.cgroup_namespace()`. Needs CAP_SYS_ADMIN.
 
     def test_root(cgroup_namespace):
-        assert "0::/\\n" in cgroup_namespace.run(["cat", "/proc/self/cgroup"]).stdout
+        assert "0::/\n" in cgroup_namespace.run(["cat", "/proc/self/cgroup"]).stdout
     """
     return isolation.cgroup_namespace(**_options(request))
 
@@ -184,10 +184,10 @@ def time_namespace(isolation: Isolation, request: pytest.FixtureRequest) -> Time
 
 @pytest.fixture
 def chroot_root(isolation: Isolation, request: pytest.FixtureRequest) -> ChrootRoot:
-    """An empty root to be filled: `isolation.chroot_root()`. Needs CAP_SYS_CHROOT.
+    r"""An empty root to be filled: `isolation.chroot_root()`. Needs CAP_SYS_CHROOT.
 
     def test_pwd(chroot_root):
         chroot_root.add("/bin/bash")
-        assert chroot_root.run(["/bin/bash", "-c", "pwd"]).stdout == "/\\n"
+        assert chroot_root.run(["/bin/bash", "-c", "pwd"]).stdout == "/\n"
     """
     return isolation.chroot_root(**_options(request))

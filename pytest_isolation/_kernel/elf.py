@@ -15,9 +15,9 @@ def interpreter(file: BinaryIO) -> str | None:
     """The loader that an ELF file names (PT_INTERP); None for anything else, static programs included. elf(5)"""
     file.seek(0)
     head = file.read(64)
-    if head[:4] != b"\x7fELF" or len(head) < 52:  # noqa: PLR2004 - size of the 32-bit header
+    if head[:4] != b"\x7fELF" or len(head) < 52:
         return None
-    wide, order = head[4] == 2, "<" if head[5] == 1 else ">"  # noqa: PLR2004 - ELFCLASS64, ELFDATA2LSB
+    wide, order = head[4] == 2, "<" if head[5] == 1 else ">"
     start = struct.unpack_from(order + ("Q" if wide else "I"), head, 32 if wide else 28)[0]
     size, count = struct.unpack_from(order + "HH", head, 54 if wide else 42)
     for number in range(count):

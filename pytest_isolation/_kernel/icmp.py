@@ -26,12 +26,12 @@ def checksum(data: bytes) -> int:
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return int(~total & 0xFFFF)
 
 
 def prepare(sock: socket.socket, version: int) -> None:
     """Let only replies and errors through to a raw socket: a busy namespace must not fill it."""
-    if version == 4:  # noqa: PLR2004
+    if version == 4:
         wanted = {0, 3, 11, 12}
         sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~sum(1 << kind for kind in wanted) & 0xFFFFFFFF))
     else:
@@ -44,23 +44,23 @@ def prepare(sock: socket.socket, version: int) -> None:
 def echo_request(version: int, identifier: int, sequence: int, payload: bytes) -> bytes:
     """An echo request; the kernel fills in the checksum of IPv6, which covers addresses."""
     header = struct.pack("!BBHHH", ECHO_REQUEST[version], 0, 0, identifier, sequence)
-    if version == 4:  # noqa: PLR2004
+    if version == 4:
         header = struct.pack("!BBHHH", ECHO_REQUEST[version], 0, checksum(header + payload), identifier, sequence)
     return header + payload
 
 
 def read(version: int, data: bytes) -> tuple[str, int, int] | None:
     """What came in: ("reply" or the name of an error, identifier, sequence); None for anything else."""
-    if version == 4:  # noqa: PLR2004 - a raw IPv4 socket delivers the IP header as well
+    if version == 4:
         data = data[(data[0] & 15) * 4 :]
-    if len(data) < 8:  # noqa: PLR2004
+    if len(data) < 8:
         return None
     kind, code, _, identifier, sequence = struct.unpack_from("!BBHHH", data)
     if kind == ECHO_REPLY[version]:
         return "reply", identifier, sequence
     quoted = data[8:]
-    inner = quoted[(quoted[0] & 15) * 4 :] if version == 4 and quoted else quoted[40:]  # noqa: PLR2004
-    if len(inner) < 8 or inner[0] != ECHO_REQUEST[version]:  # noqa: PLR2004
+    inner = quoted[(quoted[0] & 15) * 4 :] if version == 4 and quoted else quoted[40:]
+    if len(inner) < 8 or inner[0] != ECHO_REQUEST[version]:
         return None
     identifier, sequence = struct.unpack_from("!HH", inner, 4)
     return _REASONS.get((version, kind, code), f"ICMP type {kind} code {code}"), identifier, sequence

@@ -48,11 +48,12 @@ class Mount:
         return " and ".join(names) or "private"
 
 
-_ESCAPE = re.compile(r"\\([0-7]{3})")
+_ESCAPE = re.compile(r"\\(040|011|012|043|134)")
 
 
 def _unescape(text: str) -> str:
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text).encode("latin-1", "surrogateescape").decode(errors="surrogateescape") if "\\" in text else text  # fmt: skip
+    """Undo the octal escapes of white space and backslash."""
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text) if "\\" in text else text
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
@@ -62,7 +63,7 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
         left, _, right = line.partition(" - ")
         mount_id, parent_id, device, root, target, options, *tags = left.split(" ")
         fstype, source, super_options = right.split(" ", 2)
-        groups = dict(tag.partition(":")[::2] for tag in tags if tag)
+        groups = {name: number for name, _, number in (tag.partition(":") for tag in tags)}
         mounts.append(
             Mount(
                 mount_id=int(mount_id),
@@ -124,6 +125,13 @@ def namespace_id(pid: int | str, name: str) -> tuple[int, int] | None:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     return status.st_dev, status.st_ino
+
+
+def has_capability(number: int) -> bool:
+    """Has this thread the capability of that number in effect? capabilities(7)"""
+    with open("/proc/thread-self/status", encoding="utf-8") as file:
+        effective = next(line for line in file if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> number & 1)
 
 
 def pids() -> list[int]:

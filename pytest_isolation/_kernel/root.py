@@ -163,7 +163,7 @@ class Root:
             if not os.path.islink(host):
                 continue
             links += 1
-            if links > 40:  # noqa: PLR2004 - the kernel's own limit
+            if links > 40:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             target = os.readlink(host)
             steps = [step for step in target.split("/") if step not in {"", "."}]

@@ -41,9 +41,15 @@ _FLAGS = {
 }  # fmt: skip
 _OPERSTATES = ("UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP")
 _SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
-_ROUTE_TYPES = {1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole", 7: "unreachable", 8: "prohibit"}  # fmt: skip
+_ROUTE_TYPES = {
+    1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole", 7: "unreachable",
+    8: "prohibit",
+}  # fmt: skip
 _PROTOCOLS = {0: "unspec", 1: "redirect", 2: "kernel", 3: "boot", 4: "static", 9: "ra"}
-_NEIGHBOUR_STATES = {0x01: "INCOMPLETE", 0x02: "REACHABLE", 0x04: "STALE", 0x08: "DELAY", 0x10: "PROBE", 0x20: "FAILED", 0x40: "NOARP", 0x80: "PERMANENT"}  # fmt: skip
+_NEIGHBOUR_STATES = {
+    0x01: "INCOMPLETE", 0x02: "REACHABLE", 0x04: "STALE", 0x08: "DELAY", 0x10: "PROBE", 0x20: "FAILED",
+    0x40: "NOARP", 0x80: "PERMANENT",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +164,7 @@ def attributes(data: bytes) -> dict[int, bytes]:
     offset = 0
     while offset + 4 <= len(data):
         length, number = struct.unpack_from("=HH", data, offset)
-        if length < 4:  # noqa: PLR2004 - shorter than its own header
+        if length < 4:
             break
         found[number & 0x3FFF] = data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
@@ -224,7 +230,7 @@ def set_link(ifindex: int, *, up: bool | None = None, netns: int | None = None) 
 def add_address(ifindex: int, interface: Interface) -> Message:
     """Give a link an address; IPv6 without duplicate address detection, which takes a second and more."""
     packed = interface.ip.packed
-    family, flags = (socket.AF_INET, 0) if interface.version == 4 else (socket.AF_INET6, IFA_F_NODAD)  # noqa: PLR2004
+    family, flags = (socket.AF_INET, 0) if interface.version == 4 else (socket.AF_INET6, IFA_F_NODAD)
     header = struct.pack("=BBBBI", family, interface.network.prefixlen, flags, 0, ifindex)
     payload = header + attribute(2, packed) + attribute(1, packed)  # IFA_LOCAL, IFA_ADDRESS
     return Message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, payload, f"RTM_NEWADDR(ifindex {ifindex} {interface})")
@@ -232,7 +238,7 @@ def add_address(ifindex: int, interface: Interface) -> Message:
 
 def add_route(destination: IPv4Network | IPv6Network, gateway: IPAddress | None, ifindex: int | None) -> Message:
     """A unicast route in the main table."""
-    family = socket.AF_INET if destination.version == 4 else socket.AF_INET6  # noqa: PLR2004
+    family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     scope = 0 if gateway is not None else 253
     payload = struct.pack("=BBBBBBBBI", family, destination.prefixlen, 0, 0, 254, 4, scope, 1, 0)
     if destination.prefixlen:
@@ -381,7 +387,7 @@ class Socket:
             ifindex, state = struct.unpack_from("=iH", payload, 4)
             values = attributes(payload[12:])
             if 1 in values:  # NDA_DST
-                mac = _mac(values[2]) if 2 in values else None  # noqa: PLR2004 - NDA_LLADDR
+                mac = _mac(values[2]) if 2 in values else None
                 name = _NEIGHBOUR_STATES.get(state, "NONE")
                 found.append(Neighbour(ip_address(values[1]), mac, names.get(ifindex, "?"), name))
         return tuple(found)
@@ -485,7 +491,7 @@ def _link(payload: bytes) -> Link:
     values = attributes(payload[16:])
     info = attributes(values.get(18, b""))
     kind = info.get(1, b"").rstrip(b"\0").decode()
-    stats = struct.unpack_from("=8Q", values[23]) if 23 in values else (0,) * 8  # noqa: PLR2004 - IFLA_STATS64
+    stats = struct.unpack_from("=8Q", values[23]) if 23 in values else (0,) * 8
     operstate = values.get(16, b"\0")[0]
     return Link(
         ifname=values[3].rstrip(b"\0").decode(errors="replace"),
@@ -530,12 +536,12 @@ def _route(payload: bytes, names: dict[int, str]) -> Route:
     oif = _optional(values, 4)
     return Route(
         destination=network,
-        gateway=ip_address(values[5]) if 5 in values else None,  # noqa: PLR2004 - RTA_GATEWAY
+        gateway=ip_address(values[5]) if 5 in values else None,
         ifname=None if oif is None else names.get(oif, "?"),
         table=_optional(values, 15) or table,
         kind=_ROUTE_TYPES.get(kind, str(kind)),
         protocol=_PROTOCOLS.get(protocol, str(protocol)),
         scope=_SCOPES.get(scope, str(scope)),
-        source=ip_address(values[7]) if 7 in values else None,  # noqa: PLR2004 - RTA_PREFSRC
+        source=ip_address(values[7]) if 7 in values else None,
         metric=_optional(values, 6),
     )

@@ -104,6 +104,14 @@ def umount2(target: str | os.PathLike[str], flags: int = 0) -> None:
         fail(ctypes.get_errno(), f"umount2({os.fspath(target)!r}, {'MNT_DETACH' if flags else '0'})")
 
 
+def chroot_here() -> None:
+    """Make the working directory the root of the calling thread. chroot(2)"""
+    try:
+        os.chroot(".")
+    except OSError as error:
+        fail(error.errno or 0, "chroot('.')")
+
+
 def setdomainname(name: str) -> None:
     """Set the NIS domain name of the calling thread's uts namespace. setdomainname(2)"""
     encoded = os.fsencode(name)
@@ -180,10 +188,13 @@ def move_mount(tree: int, target: str | int) -> None:
     )
 
 
-def fs_mount(fstype: str, options: dict[str, str | None] | None = None, *, source: str | None = None) -> int:
+def fs_mount(
+    fstype: str, options: dict[str, str | None] | None = None, *, source: str | None = None, attributes: int = 0
+) -> int:
     """A new, detached mount of `fstype` as a descriptor; an error carries the kernel's own words.
 
-    fsopen(2), fsconfig(2), fsmount(2), Linux 5.2. `options` maps a name to its value, None for a flag.
+    fsopen(2), fsconfig(2), fsmount(2), Linux 5.2. `options` maps a name to its value, None for a flag; `attributes` are
+    MOUNT_ATTR_*.
     """
     context = _call(
         _NUMBERS["fsopen"], f"fsopen({fstype!r}, FSOPEN_CLOEXEC)", ctypes.c_char_p(fstype.encode()), ctypes.c_uint(1)
@@ -196,8 +207,8 @@ def fs_mount(fstype: str, options: dict[str, str | None] | None = None, *, sourc
             command = uapi.FSCONFIG_SET_FLAG if value is None else uapi.FSCONFIG_SET_STRING
             _fsconfig(context, command, key, value)
         _fsconfig(context, uapi.FSCONFIG_CMD_CREATE, None, None)
-        zero, cloexec = ctypes.c_uint(0), ctypes.c_uint(uapi.FSMOUNT_CLOEXEC)
-        return _call(_NUMBERS["fsmount"], f"fsmount({fstype!r})", ctypes.c_int(context), cloexec, zero)
+        bits, cloexec = ctypes.c_uint(attributes), ctypes.c_uint(uapi.FSMOUNT_CLOEXEC)
+        return _call(_NUMBERS["fsmount"], f"fsmount({fstype!r})", ctypes.c_int(context), cloexec, bits)
     finally:
         os.close(context)
 

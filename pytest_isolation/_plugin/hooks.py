@@ -42,10 +42,14 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return "isolation: strict" if config.stash[_SETTINGS].strict else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Check the markers."""
+    requirements.check_markers(items)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     """A fixture that this kernel cannot build skips its test."""
-    requirements.check_marker(item)
     with requirements.unsupported_skips(item, strict=item.config.stash[_SETTINGS].strict):
         return (yield)
 

@@ -14,8 +14,13 @@ if TYPE_CHECKING:
 _MARK = "isolation"
 
 
-def check_marker(item: pytest.Item) -> None:
-    """Refuse a marker that nobody would obey."""
+def check_markers(items: list[pytest.Item]) -> None:
+    """Refuse markers that nobody would obey, before anything runs."""
+    for item in items:
+        _check_marker(item)
+
+
+def _check_marker(item: pytest.Item) -> None:
     for mark in item.iter_markers(_MARK):
         unknown = sorted(set(mark.kwargs) - {"strict"})
         if mark.args or unknown:

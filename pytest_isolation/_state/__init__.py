@@ -1,1 +1,1 @@
-"""What this run made, and who does the making: descriptors, the spawner thread, the keeper, the run's cgroup and ledger."""
+"""What this run made, and who makes it: descriptors, the spawner thread, the keeper, the run's cgroup and ledger."""

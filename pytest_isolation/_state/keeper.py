@@ -191,7 +191,7 @@ class Keeper:
             syscalls.setns(fds[1], uapi.CLONE_NEWNET)
             return [socket.socket(*request["arguments"]).detach()]
 
-        return {}, self.in_maker(make, lambda pid: [])
+        return {}, self.in_maker(make, lambda _: [])
 
     def in_maker(self, make: Any, configure: Any) -> list[int]:
         """Fork; `make()` in the child; then `configure(child)` here, while the child waits; the child is gone after.
@@ -292,7 +292,7 @@ class Keeper:
         return pid, ours
 
     def be_init(self, link: socket.socket) -> NoReturn:
-        """In the new pid namespace, as its first process: wait for the request, mount /proc, reap or become a program."""
+        """In the new pid namespace, as its first process: wait for the request, mount /proc, reap or be a program."""
         try:
             syscalls.prctl(uapi.PR_SET_PDEATHSIG, signal.SIGKILL)
             watch = select.poll()
@@ -319,8 +319,8 @@ class Keeper:
 
     def become(self, request: dict[str, Any], stdio: list[int], link: socket.socket) -> None:
         """Execute the given program, with signals as a shell would give them."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(signum, signal.SIG_DFL)
         for number, fd in enumerate(stdio):
             os.dup2(fd, number)
         argv, env = request["argv"], request["env"]
@@ -364,11 +364,15 @@ class Keeper:
 
     def clean_up(self) -> None:
         """Pytest is dead: end what it started, remove what it made."""
+        from pathlib import Path
+
         from pytest_isolation._state import ledger, run
 
         if self.cgroup is not None and os.path.isdir(self.cgroup):
             with contextlib.suppress(OSError, TimeoutError):
-                run.end_cgroup(run.Path(self.cgroup))
+                run.end_cgroup(Path(self.cgroup))
+        else:  # no cgroup for this user: what carries the run's token is the run's
+            run.end_by_token(os.path.basename(self.ledger))
         ledger.remove_all(self.ledger)
 
 

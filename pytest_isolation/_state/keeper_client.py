@@ -135,7 +135,7 @@ def _drop(client: KeeperClient) -> None:
     global _client  # noqa: PLW0603
     if _client is client:
         _client = None
-        fds.release(client._link.detach())  # noqa: SLF001
+        fds.release(client._link.detach())
 
 
 def finish() -> None:
@@ -149,7 +149,7 @@ def finish() -> None:
 def _after_fork_in_child() -> None:
     global _client, _starting  # noqa: PLW0603
     if _client is not None:
-        _client._link.detach()  # noqa: SLF001 - its descriptor is closed with all the others
+        _client._link.detach()
     _client = None
     _starting = _thread.allocate_lock()
 

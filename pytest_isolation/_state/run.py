@@ -11,13 +11,14 @@ import contextlib
 import os
 import secrets
 import select
+import signal
 import time
 from pathlib import Path
 
 from pytest_isolation._kernel import procfs
 
 #: In the environment of every process the run starts: `RUN.PROCESS`, both random.
-TOKEN = "PYTEST_ISOLATION_PROCESS"
+TOKEN = "PYTEST_ISOLATION_PROCESS"  # noqa: S105 - a name
 
 
 def _own_v2_cgroup() -> Path | None:
@@ -77,12 +78,25 @@ class Run:
         end_cgroup(cgroup)
 
 
+def end_by_token(run_id: str) -> None:
+    """Kill every process of a run that has no cgroup, by the token in its environment."""
+    wanted = f"{TOKEN}={run_id}.".encode()
+    again = True
+    while again:
+        again = False
+        for pid in procfs.pids():
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+                if any(word.startswith(wanted) for word in file.read().split(b"\0")):
+                    os.kill(pid, signal.SIGKILL)
+                    again = True  # it may have made others meanwhile
+
+
 def _pids_below(cgroup: str) -> list[int]:
     """The processes of a cgroup and of those below it."""
     try:
         with open(f"{cgroup}/cgroup.procs", "rb", buffering=0) as file:
             found = [int(line) for line in file.readall().split()]
-        if os.stat(cgroup).st_nlink > 2:  # noqa: PLR2004 - kernfs counts the directories below
+        if os.stat(cgroup).st_nlink > 2:
             for entry in os.scandir(cgroup):
                 if entry.is_dir(follow_symlinks=False):
                     found += _pids_below(entry.path)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import _thread
 import os
 import queue
-from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -19,7 +18,7 @@ from pytest_isolation._kernel import syscalls, uapi
 from pytest_isolation._state import fds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,6 +59,7 @@ class Spawner:
         An interrupt of the waiting thread (Ctrl-C, a timeout) lets the job finish before it is raised: what the job
         made is then owned by somebody who will close it.
         """
+        __tracebackhide__ = True
         if _thread.get_ident() == self._ident:
             return call(*args, **kwargs)
         job = _Job(lambda: call(*args, **kwargs))
@@ -96,6 +96,7 @@ class Spawner:
             return
         finally:
             ready.done.release()
+        __tracebackhide__ = True
         while True:
             job = self._jobs.get()
             try:
@@ -106,17 +107,13 @@ class Spawner:
             del job
 
     @contextmanager
-    def entered(self, namespaces: Iterable[tuple[str, int]], root: int | None = None) -> Iterator[None]:
-        """On the resident thread: be in these (name, fd) namespaces, then in `root`, for the block."""
+    def entered(self, namespaces: Iterable[tuple[str, int]]) -> Iterator[None]:
+        """On the resident thread: be in these (name, fd) namespaces for the block."""
         changed: list[str] = []
         try:
             for name, fd in namespaces:
                 syscalls.setns(fd, uapi.NAMESPACE_FLAGS[name])
                 changed.append(name)
-            if root is not None:
-                changed.append("root")
-                os.fchdir(root)
-                os.chroot(".")
             yield
         finally:
             self.restore(changed)
@@ -128,7 +125,7 @@ class Spawner:
             syscalls.setns(self.origin["mnt"], uapi.CLONE_NEWNS)
         if "root" in names or ("mnt" in names and not os.path.samestat(os.stat("/"), os.fstat(self._root))):
             os.fchdir(self._root)
-            os.chroot(".")
+            syscalls.chroot_here()
         for name in names - {"mnt", "root"}:
             syscalls.setns(self.origin[name], uapi.NAMESPACE_FLAGS[name])
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 import warnings
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from pytest_isolation._kernel import syscalls, uapi
 from pytest_isolation._state import fds
@@ -149,7 +149,7 @@ def _pack(error: BaseException) -> bytes:
 def _pack_result(value: object) -> bytes:
     try:
         return _dump(("result", value, ""))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - pickling runs anybody's code
         message = f"the result of call_in_child has to be pickled to come back, and {value!r} cannot be: {error}"
         raise TypeError(message) from None
 
@@ -171,7 +171,32 @@ def _second_fork() -> None:
         syscalls.prctl(uapi.PR_SET_PDEATHSIG, signal.SIGKILL)
         return
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    _exit_like(status)
+
+
+def _exit_like(status: int) -> NoReturn:
+    """End this process the way another one ended."""
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # SIGKILL has no disposition to reset
+            signal.signal(-status, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [-status])
         os.kill(os.getpid(), -status)
-    os._exit(status)
+    os._exit(abs(status))
+
+
+def go_on_in_relayed_child() -> None:
+    """Return in a child of this process; this one passes signals on to it, and ends as it ends."""
+    pid = os.fork()
+    if pid == 0:
+        syscalls.prctl(uapi.PR_SET_PDEATHSIG, signal.SIGKILL)
+        return
+    everything = signal.valid_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, everything)
+    os.closerange(0, 1 << 16)  # nobody shall wait for an end of file because of this process
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            _exit_like(os.waitstatus_to_exitcode(status))
+        number = signal.sigwaitinfo(everything).si_signo
+        if number != signal.SIGCHLD:
+            os.kill(pid, number)

@@ -24,7 +24,6 @@ T = TypeVar("T")
 class Namespace(KernelObject, Place):
     """A namespace that lives as long as its descriptor here, or a process inside. namespaces(7)"""
 
-    namespace: ClassVar[str]
     #: nsenter(1)'s option for it.
     _nsenter: ClassVar[str]
 
@@ -76,9 +75,9 @@ class Namespace(KernelObject, Place):
     def _push_emptying(self) -> None:
         self._teardown.push("end the processes in it", self._end_processes)
 
-    def _end_started(self) -> None:
+    def _end_started(self, stop: int | None = None) -> None:
         while self._processes:
-            self._processes.pop().end()
+            self._processes.pop().end(stop)
 
     def _end_processes(self) -> None:
         self._end_started()
@@ -110,7 +109,7 @@ class Namespace(KernelObject, Place):
     def _entries(self) -> tuple[Entry, ...]:
         self._check_open()
         own = Entry(self.namespace, self._fd, str(self))
-        return (own,) if self._user is None else (*self._user._entries(), own)  # noqa: SLF001 - its own family
+        return (own,) if self._user is None else (*self._user._entries(), own)
 
     def fileno(self) -> int:
         """The descriptor that holds it; do not close it."""
@@ -132,9 +131,12 @@ class Namespace(KernelObject, Place):
     def enter_command(self) -> str:
         """A command line to paste into a terminal while this process lives."""
         words = [] if self._user is None else [f"--user={self._user.path}"]
+        if self._user is not None and not self._user.setgroups:
+            words.append("--preserve-credentials")  # nsenter would call setgroups(2), which is denied
         return " ".join(["nsenter", *words, f"--{self._nsenter}={self.path}"])
 
     def __str__(self) -> str:
-        if self._closed:
+        try:
+            return f"{self.kind} {self.namespace}:[{os.fstat(self._fd).st_ino}]"
+        except (AttributeError, OSError):  # half made; closed, or a fork that has let go of it
             return self.kind
-        return f"{self.kind} {self.namespace}:[{os.fstat(self._fd).st_ino}]"

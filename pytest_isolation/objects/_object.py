@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import warnings
 import weakref
@@ -15,11 +16,45 @@ from pytest_isolation._state.spawner import spawner
 from pytest_isolation.errors import ClosedError, KernelError, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
-_EPERM, _ENOSYS, _EINVAL = 1, 38, 22
-_ROOT_REMEDY = "run as root, in a container with CAP_SYS_ADMIN, or build it with user=isolation.user_namespace()"
+#: The capability that a call wants, where the kernel answers EPERM without it. capabilities(7)
+_CAPABILITIES = {
+    "RTM_NEWADDR": "CAP_NET_ADMIN",
+    "RTM_NEWLINK": "CAP_NET_ADMIN",
+    "chroot": "CAP_SYS_CHROOT",
+    "clone": "CAP_SYS_ADMIN",
+    "fsmount": "CAP_SYS_ADMIN",
+    "fsopen": "CAP_SYS_ADMIN",
+    "mount": "CAP_SYS_ADMIN",
+    "mount_setattr": "CAP_SYS_ADMIN",
+    "move_mount": "CAP_SYS_ADMIN",
+    "open_tree": "CAP_SYS_ADMIN",
+    "pivot_root": "CAP_SYS_ADMIN",
+    "setdomainname": "CAP_SYS_ADMIN",
+    "sethostname": "CAP_SYS_ADMIN",
+    "setns": "CAP_SYS_ADMIN, for mount namespaces CAP_SYS_CHROOT as well",
+    "socket": "CAP_NET_RAW",
+    "unshare": "CAP_SYS_ADMIN",
+    "write": "CAP_SETUID and CAP_SETGID for ids, CAP_SYS_TIME for clocks",
+}
+
+
+@contextlib.contextmanager
+def asking_for(what: str, namespace: str = "") -> Iterator[None]:
+    """For the block: a refusal that means "this kernel or user cannot" becomes `Unsupported`; others stay."""
+    try:
+        yield
+    except KernelError as error:
+        call = error.call.partition("(")[0]
+        if error.errno == errno.EPERM and call in _CAPABILITIES:
+            remedy = f"run as root with {_CAPABILITIES[call]}, or build it with user=isolation.user_namespace()"
+            raise Unsupported(what, str(error), remedy) from error
+        if namespace and call in {"unshare", "clone"} and error.errno in {errno.ENOSYS, errno.EINVAL}:
+            remedy = f"a kernel built with {namespace} namespaces"
+            raise Unsupported(what, str(error), remedy, uapi.NAMESPACE_SINCE[namespace]) from error
+        raise
 
 
 class Teardown:
@@ -67,7 +102,7 @@ class KernelObject:
     #: The builder's method that makes it; also its name in messages.
     kind: ClassVar[str]
     #: Its name under /proc/PID/ns, where it is a namespace.
-    namespace: ClassVar[str | None] = None
+    namespace: ClassVar[str] = ""
 
     _closed = True  # until _create has succeeded: nothing to close, nothing to warn about
 
@@ -76,17 +111,18 @@ class KernelObject:
         self._pid = os.getpid()
         #: Set by the builder that closes it: `with` on such an object is an error.
         self._owner: object | None = None
-        try:
-            if on_spawner:
-                spawner().run(make)
-            else:
-                make()
-        except BaseException as error:
-            self._undo_half_made(error)
-            if isinstance(error, KernelError):
-                self._explain(error)
-            raise
         self._closed = False
+        __tracebackhide__ = True
+        try:
+            with asking_for(self.kind, self.namespace):
+                if on_spawner:
+                    spawner().run(make)
+                else:
+                    make()
+        except BaseException as error:
+            self._closed = True
+            self._undo_half_made(error)
+            raise
         _alive.add(self)
 
     def _undo_half_made(self, error: BaseException) -> None:
@@ -95,25 +131,6 @@ class KernelObject:
         except ExceptionGroup as group:
             for failure in group.exceptions:
                 error.add_note(f"and undoing it: {failure!r}")
-
-    def _explain(self, error: KernelError) -> None:
-        """Turn "this kernel or user cannot" into `Unsupported`; other refusals stay what they are."""
-        call = error.call.partition("(")[0]
-        if error.errno == _EPERM and call in {
-            "unshare",
-            "clone",
-            "setns",
-            "mount",
-            "fsopen",
-            "fsmount",
-            "open_tree",
-            "chroot",
-        }:
-            raise Unsupported(self.kind, str(error), _ROOT_REMEDY) from error
-        if self.namespace and call in {"unshare", "clone"} and error.errno in {_ENOSYS, _EINVAL}:
-            since = uapi.NAMESPACE_SINCE[self.namespace]
-            remedy = f"a kernel built with {self.namespace} namespaces"
-            raise Unsupported(self.kind, str(error), remedy, since) from error
 
     @property
     def closed(self) -> bool:
@@ -177,7 +194,7 @@ _alive: weakref.WeakSet[KernelObject] = weakref.WeakSet()
 def finish() -> None:
     """End this process's run: close what is still open, end what it started, let the keeper go. Also at exit."""
     for one in list(_alive):
-        if one._owner is None and one._pid == os.getpid():  # noqa: SLF001 - its own family
+        if one._owner is None and one._pid == os.getpid():
             warnings.warn(f"unclosed {one}", ResourceWarning, source=one, stacklevel=2)
         with contextlib.suppress(Exception):  # at exit there is nobody left to tell
             one.close()

@@ -9,7 +9,9 @@ commands are forked, and enter between fork and exec.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import functools
 import inspect
 import os
 import pickle
@@ -23,12 +25,13 @@ from pytest_isolation._kernel import procfs, syscalls, uapi
 from pytest_isolation._state import fds
 from pytest_isolation._state.keeper import become_root_inside
 from pytest_isolation._state.spawner import spawner
-from pytest_isolation.errors import ChildError, ClosedError, IsolationError
+from pytest_isolation.errors import ChildError, ClosedError, IsolationError, KernelError
 from pytest_isolation.objects import _child
+from pytest_isolation.objects._object import asking_for
 from pytest_isolation.objects._process import Argument, Process, Ready, check_argv, collect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
 P = ParamSpec("P")
@@ -84,8 +87,8 @@ class Plan:
     @property
     def entries(self) -> tuple[Entry, ...]:
         """All of them, in order."""
-        single = lambda entry: () if entry is None else (entry,)  # noqa: E731
-        return (*self.outside, *single(self.user), *self.owned, *single(self.root))
+        found = (*self.outside, self.user, *self.owned, self.root)
+        return tuple(entry for entry in found if entry is not None)
 
     def find(self, name: str) -> Entry | None:
         """The entry of that name."""
@@ -108,7 +111,7 @@ def _owner_fits(entry: Entry, user: Entry | None) -> bool:
         ValueError: by another one.
     """
     try:
-        owner = fcntl.ioctl(entry.fd, uapi.NS_GET_USERNS)
+        owner: int = fcntl.ioctl(entry.fd, uapi.NS_GET_USERNS)
     except OSError:
         return False  # EPERM: it is above our own
     try:
@@ -138,7 +141,8 @@ def make_plan(entries: Sequence[Entry], *, check_owner: bool = True) -> Plan:
             message = f"two of a kind: {other.title} and {entry.title}; a process lives in one at a time"
             raise ValueError(message)
     user, root = chosen.pop("user", None), chosen.pop("root", None)
-    outside, owned = [], []
+    outside: list[Entry] = []
+    owned: list[Entry] = []
     for entry in chosen.values():
         fits = check_owner and (user is not None or len(entries) > 1) and _owner_fits(entry, user)
         (owned if fits else outside).append(entry)
@@ -148,35 +152,39 @@ def make_plan(entries: Sequence[Entry], *, check_owner: bool = True) -> Plan:
 # -- entering
 
 
-def _enter_root(root: Entry) -> None:
-    if root.path is None:
+def _enter_root(root: Entry, plan: Plan) -> None:
+    if root.path is None or plan.find("mnt") is None:
         os.fchdir(root.fd)
     else:  # the directory as this mount namespace shows it
         os.chdir(root.path)
         if not os.path.samestat(os.stat("."), os.fstat(root.fd)):
             message = f"{root.title} is hidden by another mount in the mount namespace it is to be entered from"
             raise IsolationError(message)
-    os.chroot(".")
+    syscalls.chroot_here()
 
 
 def enter_here(plan: Plan, *, skip: tuple[str, ...] = ()) -> None:
     """Enter everything, for good: in a forked child, which has one thread."""
     myself = os.open("/proc/thread-self", os.O_PATH | os.O_CLOEXEC)
+    sysfs = -1
     for entry in plan.entries:
         if entry.name in skip:
             continue
         if entry.name == "root":
-            if plan.find("mnt") is None:
-                os.fchdir(entry.fd)
-                os.chroot(".")
-            else:
-                _enter_root(entry)
+            _enter_root(entry, plan)
             continue
         syscalls.setns(entry.fd, uapi.NAMESPACE_FLAGS[entry.name])
         if entry.ids is not None:
             become_root_inside(*entry.ids)
-    if _wants_view(plan):
-        mount_sysfs(myself)
+        if entry.name == "net" and _wants_view(plan):
+            # Now: in a user namespace that does not own this one it would be refused; in the one that does, it takes
+            # mounts of its own as well.
+            if entry in plan.owned:
+                syscalls.unshare(uapi.CLONE_NEWNS)
+            sysfs = new_sysfs()
+    if sysfs >= 0:
+        mount_sysfs(sysfs, myself)
+        os.close(sysfs)
     os.close(myself)
 
 
@@ -194,8 +202,15 @@ def _view_of(plan: Plan) -> int | None:
     return net.view(plan)
 
 
-def mount_sysfs(myself: int) -> None:
-    """On a thread or process in a network namespace: mounts of its own, with a /sys that shows that namespace.
+def new_sysfs() -> int:
+    """On a thread or process in a network namespace: a sysfs that shows it, mounted nowhere yet."""
+    return syscalls.fs_mount(
+        "sysfs", attributes=uapi.MOUNT_ATTR_NOSUID | uapi.MOUNT_ATTR_NODEV | uapi.MOUNT_ATTR_NOEXEC
+    )
+
+
+def mount_sysfs(sysfs: int, myself: int) -> None:
+    """Give the calling thread or process mounts of its own, with `sysfs` at /sys.
 
     What is mounted below /sys (cgroups, tracing) stays where it is. `myself` is the caller's /proc/thread-self, opened
     before it entered anything: the /proc of a pid namespace does not show the caller.
@@ -208,8 +223,9 @@ def mount_sysfs(myself: int) -> None:
     trees = []
     try:
         for path in dict.fromkeys(tops):
-            trees.append((path, syscalls.open_tree(path, uapi.OPEN_TREE_CLONE | uapi.AT_RECURSIVE)))
-        syscalls.mount("sysfs", "/sys", "sysfs", uapi.MS_NOSUID | uapi.MS_NODEV | uapi.MS_NOEXEC)
+            tree = syscalls.open_tree(path, uapi.OPEN_TREE_CLONE | uapi.AT_RECURSIVE)
+            trees.append((path, tree))
+        syscalls.move_mount(sysfs, "/sys")
         for path, tree in trees:
             if os.path.isdir(path):
                 syscalls.move_mount(tree, path)
@@ -218,66 +234,110 @@ def mount_sysfs(myself: int) -> None:
             os.close(tree)
 
 
-def _spawn(plan: Plan, process: Process, start: Callable[..., None], working_directory: str | None) -> None:
-    del process
-    if plan.needs_fork:
-        _spawn_forked(plan, start, working_directory)
-        return
-    thread = spawner()
+class Cwd(NamedTuple):
+    """A working directory: where, and whether somebody asked for it."""
+
+    path: str
+    given: bool
+
+
+def _find_again(plan: Plan, cwd: Cwd) -> None:
+    """In a forked child that has entered: the working directory, as the mounts in there show it."""
+    if plan.find("mnt") is None and plan.root is None and not _wants_view(plan):
+        return  # the same mounts: it is what it was
+    try:
+        os.chdir(cwd.path)
+    except OSError:
+        if cwd.given:
+            raise
+        os.chdir("/")  # not there, or closed to the user in there; nobody asked for it
+
+
+def _spawn(plan: Plan, start: Callable[..., None], cwd: Cwd) -> None:
+    """Start a command inside: `start(**options)` is subprocess.Popen with all that the caller gave it."""
+    # The resident thread has a umask and an affinity of its own; a command gets those of the thread that asks.
     umask = os.umask(0o077)
     os.umask(umask)
     affinity = os.sched_getaffinity(0)
 
-    def job() -> None:
+    def job(spawn: Callable[[], None]) -> None:
         if os.sched_getaffinity(0) != affinity:
             os.sched_setaffinity(0, affinity)
-        namespaces = [(entry.name, entry.fd) for entry in (*plan.outside, *plan.owned)]
-        view = _view_of(plan)
-        if view is not None:
-            namespaces = [pair for pair in namespaces if pair[0] != "mnt"] + [("mnt", view)]
-        with thread.entered(namespaces):
-            try:
-                if plan.root is not None:
-                    if plan.find("mnt") is None:
-                        os.fchdir(plan.root.fd)
-                        os.chroot(".")
-                    else:
-                        _enter_root(plan.root)
-                start(cwd=working_directory, umask=umask)
-            finally:
-                if plan.root is not None:
-                    thread.restore(["root"])
+        spawn()
 
-    thread.run(job)
+    if plan.needs_fork:
+        _spawn_forked(plan, functools.partial(start, cwd=None if plan.root else cwd.path, umask=umask), cwd, job)
+    else:
+        spawner().run(job, lambda: _spawn_inside(plan, lambda: start(cwd=cwd.path, umask=umask)))
 
 
-def _spawn_forked(plan: Plan, start: Callable[..., None], working_directory: str | None) -> None:
-    """Fork, enter in the child, exec: for namespaces that only a process with one thread can enter."""
-
-    def between_fork_and_exec() -> None:
+def _spawn_inside(plan: Plan, start: Callable[[], None]) -> None:
+    """On the spawner thread: enter, start, come back."""
+    thread = spawner()
+    namespaces = [(entry.name, entry.fd) for entry in (*plan.outside, *plan.owned)]
+    view = _view_of(plan)
+    if view is not None:
+        namespaces = [pair for pair in namespaces if pair[0] != "mnt"] + [("mnt", view)]
+    with thread.entered(namespaces):
+        if plan.root is None:
+            start()
+            return
         try:
-            enter_here(plan, skip=("pid",))
-            os.chdir(working_directory or "/")
+            _enter_root(plan.root, plan)
+            start()
+        finally:
+            thread.restore(["root"])
+
+
+def _spawn_forked(plan: Plan, start: Callable[..., None], cwd: Cwd, job: Callable[[Callable[[], None]], None]) -> None:
+    """Fork, enter in the child, exec: for namespaces that only a process with one thread can enter."""
+    thread = spawner()
+    pid = plan.find("pid")
+
+    def enter_between_fork_and_exec(*, relayed: bool) -> None:
+        try:
+            enter_here(plan, skip=() if relayed else ("pid",))
+            _find_again(plan, cwd)
+            if relayed:
+                _child.go_on_in_relayed_child()
         except BaseException as error:
             os.write(write_end, pickle.dumps(error))
             raise
 
-    thread = spawner()
-    pid = plan.find("pid")
-
-    def job() -> None:
-        with thread.entered([("pid", pid.fd)] if pid else []), fds.kept_in_child():
-            start(preexec_fn=between_fork_and_exec)
+    def spawn() -> None:
+        with fds.kept_in_child():
+            try:
+                # A pid namespace is for the next child: the thread enters, and the command is our own child.
+                with thread.entered([("pid", pid.fd)] if pid else []):
+                    start(preexec_fn=functools.partial(enter_between_fork_and_exec, relayed=False))
+            except KernelError as error:
+                if pid is None or error.errno != errno.EPERM or not error.call.startswith(f"setns({pid.fd},"):
+                    raise
+                # Only somebody in its user namespace may enter: the child does, and the command is a child of that.
+                start(preexec_fn=functools.partial(enter_between_fork_and_exec, relayed=True))
 
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         with _child.quiet_fork():
-            thread.run(job)
+            thread.run(job, spawn)
     except subprocess.SubprocessError:  # says no more than that there was an exception
-        raise pickle.loads(os.read(read_end, 1 << 16)) from None  # noqa: S301 - written by our own child
+        raise pickle.loads(os.read(read_end, 1 << 16)) from None
     finally:
         os.close(read_end)
         os.close(write_end)
+
+
+@contextlib.contextmanager
+def _null_opened_here(options: dict[str, Any]) -> Iterator[None]:
+    """Subprocess opens DEVNULL while it spawns, which is inside: there may be no /dev/null."""
+    wanted = [name for name in ("stdin", "stdout", "stderr") if options.get(name) == subprocess.DEVNULL]
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) if wanted else -1
+    options.update(dict.fromkeys(wanted, null))
+    try:
+        yield
+    finally:
+        if null >= 0:
+            os.close(null)
 
 
 _OPTIONS = frozenset(inspect.signature(subprocess.Popen).parameters) - {"args", "preexec_fn"}
@@ -312,15 +372,18 @@ class Place:
         _refuse_options(options)
         words = check_argv(argv, shell=bool(options.get("shell")))
         plan = self._plan()
-        cwd = options.pop("cwd", None)
-        if cwd is None:
-            cwd = os.getcwd() if plan.root is None else "/"
+        given = options.pop("cwd", None)
+        here = os.fspath(given) if given is not None else os.getcwd() if plan.root is None else "/"
+        cwd = Cwd(here, given is not None)
         if plan.find("pid") is not None:
             options.setdefault("start_new_session", True)  # `kill 0` in there must not reach pytest's group
+        if options.get("logged"):
+            options.setdefault("stdin", subprocess.DEVNULL)
         try:
-            process = Process(words, lambda process, start: _spawn(plan, process, start, os.fspath(cwd)), **options)
-        except FileNotFoundError as error:
-            self._explain_missing(error, words)
+            with asking_for(f"a command in {self}"), _null_opened_here(options):
+                process = Process(words, lambda start: _spawn(plan, start, cwd), **options)
+        except FileNotFoundError:
+            self._explain_missing(words)
             raise
         except OSError as error:
             self._explain_failure(error)
@@ -328,7 +391,7 @@ class Place:
         self._started(process)
         return process
 
-    def _explain_missing(self, error: FileNotFoundError, words: list[str | bytes] | str) -> None:
+    def _explain_missing(self, words: list[str | bytes] | str) -> None:
         """Say more about a program that was not found, where more is known."""
 
     def _explain_failure(self, error: OSError) -> None:
@@ -456,19 +519,19 @@ class Place:
 
 
 def _enter_child(plan: Plan, second_fork: Callable[[], None]) -> None:
-    cwd = os.getcwd()
+    cwd = Cwd(os.getcwd() if plan.root is None else "/", given=False)
     enter_here(plan)
     if plan.find("pid") is not None:
         second_fork()  # a pid namespace is entered by the next child
-    if plan.root is None:
-        os.chdir(cwd)
-    else:
-        os.chdir("/")
+    _find_again(plan, cwd)
 
 
-def _check_ready(ready: Ready) -> None:
+def _check_ready(given: Ready) -> None:
+    ready = given
     if ready is None or callable(ready):
         return
+    if not isinstance(ready, str):
+        ready = ""
     kind, colon, value = ready.partition(":")
     number, _, protocol = value.partition("/")
     fits = colon and value and kind in {"port", "line", "path"}
@@ -476,7 +539,7 @@ def _check_ready(ready: Ready) -> None:
         fits = number.isdecimal() and 0 < int(number) < 1 << 16 and protocol in {"", "tcp", "udp"}
     if not fits:
         message = (
-            f'ready={ready!r}: allowed are "port:80", "port:53/udp", "line:REGEX", "path:/some/path", or a callable'
+            f'ready={given!r}: allowed are "port:80", "port:53/udp", "line:REGEX", "path:/some/path", or a callable'
         )
         raise ValueError(message)
 
@@ -494,17 +557,23 @@ class Visit:
         self._entries = [entry for entry in plan.entries if not entry.implied]
         self._back: list[tuple[str, int]] = []
         self._cwd = -1
-        self._thread = -1
 
     def __enter__(self) -> None:
-        self._thread = threading.get_native_id()
+        with asking_for("entering a namespace"):
+            self._enter()
+
+    def _enter(self) -> None:
         try:
             for entry in self._entries:
                 if entry.name == "mnt":
                     self._own_filesystem()
                 here = os.open(f"/proc/thread-self/ns/{entry.name}", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    syscalls.setns(entry.fd, uapi.NAMESPACE_FLAGS[entry.name])
+                except BaseException:
+                    os.close(here)
+                    raise
                 self._back.append((entry.name, here))
-                syscalls.setns(entry.fd, uapi.NAMESPACE_FLAGS[entry.name])
             if self._cwd >= 0:
                 with contextlib.suppress(OSError):  # the directory may not exist in there; then it is "/"
                     os.chdir(os.readlink(f"/proc/self/fd/{self._cwd}"))
@@ -518,9 +587,6 @@ class Visit:
         syscalls.unshare(uapi.CLONE_FS)
 
     def __exit__(self, *_: object) -> None:
-        if threading.get_native_id() != self._thread:
-            message = "the `with inside(...)` block was entered on another thread, which is still inside"
-            raise IsolationError(message)
         moved = [
             entry.title
             for entry in self._entries
@@ -549,23 +615,23 @@ class Inside(Place):
 
     def __init__(self, places: tuple[Place, ...]) -> None:
         self._places = places
-        self._visits: list[Visit] = []
+        self._mine = threading.local()  # each thread leaves what it entered itself
         self._plan()
 
     def _entries(self) -> tuple[Entry, ...]:
-        return tuple(entry for place in self._places for entry in place._entries())  # noqa: SLF001 - its own family
+        return tuple(entry for place in self._places for entry in place._entries())
 
     def _started(self, process: Process) -> None:
         for place in self._places:
-            place._started(process)  # noqa: SLF001
+            place._started(process)
 
-    def _explain_missing(self, error: FileNotFoundError, words: list[str | bytes] | str) -> None:
+    def _explain_missing(self, words: list[str | bytes] | str) -> None:
         for place in self._places:
-            place._explain_missing(error, words)  # noqa: SLF001
+            place._explain_missing(words)
 
     def _explain_failure(self, error: OSError) -> None:
         for place in self._places:
-            place._explain_failure(error)  # noqa: SLF001
+            place._explain_failure(error)
 
     def __enter__(self) -> Self:
         events = sys.modules.get("asyncio.events")
@@ -577,13 +643,17 @@ class Inside(Place):
             raise RuntimeError(message)
         visit = Visit(self._plan())
         visit.__enter__()
-        self._visits.append(visit)
+        self._mine.visits = [*getattr(self._mine, "visits", ()), visit]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._visits.pop().__exit__()
+        visits: list[Visit] = getattr(self._mine, "visits", [])
+        if not visits:
+            message = f"this thread never entered {self}: the thread that did is still inside, and has to leave itself"
+            raise IsolationError(message)
+        visits.pop().__exit__()
 
     def __repr__(self) -> str:
         return f"inside({', '.join(map(str, self._places))})"

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from pytest_isolation._kernel import procfs
 from pytest_isolation._state.keeper_client import start_run
@@ -140,9 +140,9 @@ class Process(subprocess.Popen[Any]):
     """
 
     def __init__(self, argv: list[str | bytes] | str, spawn: Callable[..., None], **options: Any) -> None:
-        self.token = f"{run().id}.{os.urandom(8).hex()}"
-        self.label = argv if isinstance(argv, str) else " ".join(os.fsdecode(word) for word in argv)
-        self.pidfd = -1
+        self.token: str = f"{run().id}.{os.urandom(8).hex()}"
+        self.label: str = argv if isinstance(argv, str) else " ".join(os.fsdecode(word) for word in argv)
+        self.pidfd: int = -1
         self._log = self._writer = -1
         self._stop: int = options.pop("stop", signal.SIGTERM)
         self._grace: float = options.pop("grace", 2.0)
@@ -153,7 +153,7 @@ class Process(subprocess.Popen[Any]):
             self._open_log(options)
         start_run()
         try:
-            spawn(self, lambda **more: subprocess.Popen.__init__(self, argv, **(more | options)))
+            spawn(lambda **more: subprocess.Popen.__init__(self, argv, **(more | options)))
             self.pidfd = os.pidfd_open(self.pid)
         except BaseException:
             self._close_descriptors()
@@ -175,7 +175,6 @@ class Process(subprocess.Popen[Any]):
         for name in ("stdout", "stderr"):
             if options.get(name) is None:
                 options[name] = writer
-        options.setdefault("stdin", subprocess.DEVNULL)
 
     def _close_descriptors(self) -> None:
         for name in ("pidfd", "_log"):
@@ -302,7 +301,7 @@ class Process(subprocess.Popen[Any]):
                 stream.close()
         self._close_descriptors()
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -318,7 +317,7 @@ class Process(subprocess.Popen[Any]):
 
     def __del__(self, *args: Any, **kwargs: Any) -> None:
         self._close_descriptors()
-        super().__del__(*args, **kwargs)  # type: ignore[misc]
+        super().__del__(*args, **kwargs)
 
     def __repr__(self) -> str:
         state = "running" if self.returncode is None else f"exited with {self.returncode}"
@@ -342,14 +341,16 @@ class _Modified:
         with contextlib.suppress(BlockingIOError):
             os.read(self._fd, 1 << 16)
 
-    def __enter__(self) -> _Modified:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
 
-def collect(process: Process, data: bytes | None, timeout: float | None) -> tuple[bytes | None, bytes | None]:
+def collect(  # noqa: C901, PLR0912 - one loop over what a command can be ready for
+    process: Process, data: bytes | None, timeout: float | None
+) -> tuple[bytes | None, bytes | None]:
     """Feed and read a command until it exits, whoever still holds its pipes: (stdout, stderr).
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from pytest_isolation._state.keeper_client import start_run
 from pytest_isolation.objects._namespace import Namespace
@@ -21,9 +21,9 @@ class CgroupNamespace(Namespace):
         user: the user namespace that owns it.
     """
 
-    kind = "cgroup_namespace"
-    namespace = "cgroup"
-    _nsenter = "cgroup"
+    kind: ClassVar[str] = "cgroup_namespace"
+    namespace: ClassVar[str] = "cgroup"
+    _nsenter: ClassVar[str] = "cgroup"
 
     def __init__(self, *, user: UserNamespace | None = None) -> None:
         start_run()  # its root is the cgroup of the moment: the run's own, not the one pytest was started in

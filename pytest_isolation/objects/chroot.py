@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from pytest_isolation._kernel import elf, syscalls, uapi
 from pytest_isolation._kernel import root as _root
@@ -18,7 +18,7 @@ from pytest_isolation._state.keeper_client import start_run
 from pytest_isolation._state.run import run
 from pytest_isolation._state.spawner import spawner
 from pytest_isolation.errors import KernelError
-from pytest_isolation.objects._object import KernelObject
+from pytest_isolation.objects._object import KernelObject, asking_for
 from pytest_isolation.objects._place import Entry, Place
 from pytest_isolation.objects._process import Process, kill_all
 
@@ -45,7 +45,7 @@ class ChrootRoot(KernelObject, Place):
         pivot: enter by pivot_root(2), in a mount namespace that has nothing but the root.
     """
 
-    kind = "chroot_root"
+    kind: ClassVar[str] = "chroot_root"
 
     def __init__(self, *programs: StrPath, path: StrPath | None = None, pivot: bool = False) -> None:
         if path is not None:
@@ -113,6 +113,10 @@ class ChrootRoot(KernelObject, Place):
         wanted = _needs(path) if libraries else []
         for one in [path, *wanted]:  # all are known to be there before the first is written
             self._root.bring(one)
+        # Where /bin is a link to the folder it is in, it is called by that name as well (`#!/bin/sh`).
+        for link in ("/bin", "/sbin"):
+            if os.path.islink(link) and os.path.samefile(link, os.path.dirname(path)):
+                self._root.symlink(link, os.readlink(link))
 
     def add_tree(self, source: StrPath, target: StrPath | None = None) -> None:
         """Copy a directory of the host, links as links, to `target` (by default the same place)."""
@@ -163,7 +167,8 @@ class ChrootRoot(KernelObject, Place):
             os.close(self._root.directory(inside))
         elif not self._root.exists(inside):
             self._root.mknod(inside, stat.S_IFREG | 0o644, 0)
-        spawner().run(self._bind, source, inside, readonly=readonly)
+        with asking_for("bind"):
+            spawner().run(self._bind, source, inside, readonly=readonly)
 
     def _bind(self, source: str, target: str, *, readonly: bool) -> None:
         tree = syscalls.open_tree(source, uapi.OPEN_TREE_CLONE | uapi.AT_RECURSIVE)
@@ -212,25 +217,26 @@ class ChrootRoot(KernelObject, Place):
     def _entries(self) -> tuple[Entry, ...]:
         self._check_open()
         if self._pivot and self._mnt is None:
-            spawner().run(self._mounts)
+            with asking_for("pivot_root"):
+                spawner().run(self._mounts)
         path = "/" if self._pivot else self._path
         root = Entry("root", self._fd, str(self), path=path)
         return (root,) if self._mnt is None else (Entry("mnt", self._mnt, f"the mounts of {self}"), root)
 
-    def _explain_missing(self, error: FileNotFoundError, words: list[str | bytes] | str) -> None:
+    def _explain_missing(self, words: list[str | bytes] | str) -> None:
         program = os.fsdecode("/bin/sh" if isinstance(words, str) else words[0])
         found = program if "/" in program else _which_inside(self._root, program)
         file = None if found is None else self._root.read(found)
         if file is None:
             message = f"there is no {program} in the root {self._path}: add({program!r}) brings it"
-            raise FileNotFoundError(errno.ENOENT, message) from error
+            raise FileNotFoundError(errno.ENOENT, message) from None
         with file:
             script = elf.script_interpreter(file)
             needed = script[0] if script else elf.interpreter(file)
         if needed is not None and not self._root.exists(needed):
             what = "interpreter" if script else "loader"
             message = f"{found} is in the root, but not the {what} that it names, {needed}: add({found!r}) brings it"
-            raise FileNotFoundError(errno.ENOENT, message) from error
+            raise FileNotFoundError(errno.ENOENT, message) from None
 
     def __str__(self) -> str:
         return f"{self.kind} {getattr(self, '_path', '')}".strip()
@@ -285,7 +291,7 @@ def _needs(path: str, depth: int = 0) -> list[str]:
         names = [program, *argument.split()[:1]] if os.path.basename(program) == "env" else [program]
         needed = []
         for name in names:
-            if depth > 4 or ("/" in name and not os.path.isfile(name)) or ("/" not in name and not shutil.which(name)):  # noqa: PLR2004 - the kernel's own limit
+            if depth > 4 or ("/" in name and not os.path.isfile(name)) or ("/" not in name and not shutil.which(name)):
                 message = f"{path} is a script, and its interpreter {name!r} does not exist"
                 raise FileNotFoundError(errno.ENOENT, message)
             found = _find(name)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
-from pytest_isolation._kernel import syscalls
+from pytest_isolation._kernel import syscalls, uapi
 from pytest_isolation.objects._namespace import Namespace
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ class IpcNamespace(Namespace):
         outer: no new one: the ipc namespace that pytest itself lives in.
     """
 
-    kind = "ipc_namespace"
-    namespace = "ipc"
-    _nsenter = "ipc"
+    kind: ClassVar[str] = "ipc_namespace"
+    namespace: ClassVar[str] = "ipc"
+    _nsenter: ClassVar[str] = "ipc"
 
     def __init__(self, *, user: UserNamespace | None = None, outer: bool = False) -> None:
         make = self._take_outer if outer else lambda: self._make_namespace(user)
@@ -101,7 +101,7 @@ class IpcNamespace(Namespace):
 
     def posix_queues(self) -> tuple[str, ...]:
         """The names of its POSIX message queues, each with its leading slash. mq_overview(7)"""
-        return self._do_inside(_posix_queues)
+        return self._do_inside(lambda: _posix_queues(own_mounts=self._user is not None))
 
 
 def _table(name: str) -> list[dict[str, int]]:
@@ -112,7 +112,9 @@ def _table(name: str) -> list[dict[str, int]]:
     return [{key: int(value, 8 if key == "perms" else 10) for key, value in row.items()} for row in rows]
 
 
-def _posix_queues() -> tuple[str, ...]:
+def _posix_queues(*, own_mounts: bool) -> tuple[str, ...]:
+    if own_mounts:  # in a forked child, in a user namespace: mounting is for whoever owns the mount namespace
+        syscalls.unshare(uapi.CLONE_NEWNS)
     # A mount of mqueue shows the ipc namespace it was made in: a detached one, of this one.
     mount = syscalls.fs_mount("mqueue")
     try:

@@ -31,12 +31,17 @@ K = TypeVar("K", bound="KernelObject")
 class _Builds(Generic[P, K]):
     """A method that builds one kind: `isolation.netns(...)` takes what `NetNamespace(...)` takes."""
 
-    def __init__(self, make: Callable[P, K]) -> None:
+    def __init__(self, make: Callable[P, K], doc: str | None) -> None:
         self._make = make
-        self.__doc__ = make.__doc__
+        self.__doc__ = doc
 
     def __get__(self, builder: Isolation, owner: type[Isolation] | None = None) -> Callable[P, K]:
-        return functools.partial(builder._add, self._make)  # noqa: SLF001 - its own family
+        return functools.partial(builder._add, self._make)
+
+
+def _builds(make: Callable[P, K]) -> Callable[[Callable[[Isolation], None]], _Builds[P, K]]:
+    """Turn a method that has only a name and a docstring into one that takes and makes what `make` does."""
+    return lambda method: _Builds(make, method.__doc__)
 
 
 def _check_arguments(make: Callable[..., object], kind: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -74,7 +79,7 @@ class Isolation:
             raise ClosedError(message)
         _check_arguments(make, kind, args, options)
         made = make(*args, **options)
-        made._owner = self  # noqa: SLF001 - the builder is its lifetime
+        made._owner = self
         self._built.append(made)
         return made
 
@@ -106,13 +111,42 @@ class Isolation:
 
     # -- one method per kind, with the arguments of its class
 
-    netns = _Builds(NetNamespace)
-    veth_pair = _Builds(VethPair)
-    pid_namespace = _Builds(PidNamespace)
-    mount_namespace = _Builds(MountNamespace)
-    uts_namespace = _Builds(UtsNamespace)
-    ipc_namespace = _Builds(IpcNamespace)
-    user_namespace = _Builds(UserNamespace)
-    cgroup_namespace = _Builds(CgroupNamespace)
-    time_namespace = _Builds(TimeNamespace)
-    chroot_root = _Builds(ChrootRoot)
+    @_builds(NetNamespace)
+    def netns(self) -> None:
+        """A network namespace. Arguments: see `NetNamespace`."""
+
+    @_builds(VethPair)
+    def veth_pair(self) -> None:
+        """Two network namespaces with a cable between them. Arguments: see `VethPair`."""
+
+    @_builds(PidNamespace)
+    def pid_namespace(self) -> None:
+        """A pid namespace with its own /proc and init. Arguments: see `PidNamespace`."""
+
+    @_builds(MountNamespace)
+    def mount_namespace(self) -> None:
+        """A copy of the mounts, to be changed at will. Arguments: see `MountNamespace`."""
+
+    @_builds(UtsNamespace)
+    def uts_namespace(self) -> None:
+        """A host name of its own. Arguments: see `UtsNamespace`."""
+
+    @_builds(IpcNamespace)
+    def ipc_namespace(self) -> None:
+        """System V and POSIX IPC objects of its own. Arguments: see `IpcNamespace`."""
+
+    @_builds(UserNamespace)
+    def user_namespace(self) -> None:
+        """Other user and group ids inside than outside. Arguments: see `UserNamespace`."""
+
+    @_builds(CgroupNamespace)
+    def cgroup_namespace(self) -> None:
+        """The run's cgroup seen as the root. Arguments: see `CgroupNamespace`."""
+
+    @_builds(TimeNamespace)
+    def time_namespace(self) -> None:
+        """Clocks with an offset. Arguments: see `TimeNamespace`."""
+
+    @_builds(ChrootRoot)
+    def chroot_root(self) -> None:
+        """A root directory, filled with the given programs. Arguments: see `ChrootRoot`."""

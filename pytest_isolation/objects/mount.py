@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from pytest_isolation._kernel import procfs, syscalls, uapi
 from pytest_isolation._state.spawner import spawner
@@ -33,29 +33,30 @@ class MountNamespace(Namespace):
 
     Args:
         propagation: of every mount in the copy. `private`: no events either way; `slave`: events come in from the
-            original's shared mounts; `shared`: both ways among copies of this one; `unbindable`: private, and refused
-            as the source of a bind; `unchanged`: as the original has it.
+            original's shared mounts; `shared`: both ways among this one and its
+            copies; `unbindable`: private, and refused as the source of a bind.
         copy_of: the mount namespace to copy; None for pytest's own.
         user: the user namespace that owns it.
     """
 
-    kind = "mount_namespace"
-    namespace = "mnt"
-    _nsenter = "mount"
+    kind: ClassVar[str] = "mount_namespace"
+    namespace: ClassVar[str] = "mnt"
+    _nsenter: ClassVar[str] = "mount"
 
     def __init__(
         self, *, propagation: str = "private", copy_of: MountNamespace | None = None, user: UserNamespace | None = None
     ) -> None:
-        if propagation != "unchanged":
-            _check_propagation(propagation)
+        _check_propagation(propagation)
         if copy_of is not None and user is not None:
             message = "copy_of= and user= do not go together: the copy belongs to the original's owner"
             raise ValueError(message)
         origin = None if copy_of is None else copy_of.fileno()
 
         def spread() -> None:
-            if propagation != "unchanged":
-                syscalls.mount(None, "/", None, uapi.MS_REC | PROPAGATION[propagation])
+            if origin is None and propagation == "shared":
+                # A copy is a peer of the original: without this step its events would reach the machine.
+                syscalls.mount(None, "/", None, uapi.MS_REC | uapi.MS_PRIVATE)
+            syscalls.mount(None, "/", None, uapi.MS_REC | PROPAGATION[propagation])
 
         def make() -> None:
             if origin is None:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import re
-import socket
+import socket as _socket
 import sys
 import threading
 from collections.abc import Iterator, MutableMapping
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, final, runtime_checkable
 
 from pytest_isolation._kernel import icmp, rtnetlink, syscalls, uapi
 from pytest_isolation._state import fds, ledger
 from pytest_isolation._state.keeper_client import keeper, start_run
 from pytest_isolation._state.run import run
 from pytest_isolation._state.spawner import spawner
-from pytest_isolation.errors import KernelError
+from pytest_isolation.errors import KernelError, Unsupported
 from pytest_isolation.objects import ping as _ping
 from pytest_isolation.objects._namespace import Namespace
-from pytest_isolation.objects._place import Entry, Plan, Visit, mount_sysfs
+from pytest_isolation.objects._object import asking_for
+from pytest_isolation.objects._place import Entry, Plan, Visit, mount_sysfs, new_sysfs
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -59,9 +60,9 @@ class NetNamespace(Namespace):
         outer: no new one: the network namespace that pytest itself lives in.
     """
 
-    kind = "netns"
-    namespace = "net"
-    _nsenter = "net"
+    kind: ClassVar[str] = "netns"
+    namespace: ClassVar[str] = "net"
+    _nsenter: ClassVar[str] = "net"
 
     def __init__(self, *, lo_up: bool = True, user: UserNamespace | None = None, outer: bool = False) -> None:
         self._outer = outer
@@ -88,8 +89,8 @@ class NetNamespace(Namespace):
 
     def _open_rtnetlink(self, fileno: int | None = None) -> None:
         self._rtnl = rtnetlink.Socket(fileno=fileno)
-        fd = fds.hold(self._rtnl.fileno())
-        self._teardown.push("close the rtnetlink socket", lambda: (self._rtnl.detach(), fds.release(fd)))
+        fds.hold(self._rtnl.fileno())
+        self._teardown.push("close the rtnetlink socket", lambda: fds.release(self._rtnl.detach()))
 
     @property
     def rtnl(self) -> rtnetlink.Socket:
@@ -139,7 +140,7 @@ class NetNamespace(Namespace):
 
         gateway = None if via is None else ip_address(via)
         if destination == "default":
-            destination = "::/0" if gateway is not None and gateway.version == 6 else "0.0.0.0/0"  # noqa: PLR2004
+            destination = "::/0" if gateway is not None and gateway.version == 6 else "0.0.0.0/0"
         ifindex = None if ifname is None else self.link(ifname).ifindex
         self.rtnl.do(rtnetlink.add_route(ip_network(destination), gateway, ifindex))
 
@@ -150,7 +151,9 @@ class NetNamespace(Namespace):
 
     # -- sockets born inside
 
-    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
+    def socket(
+        self, family: int = _socket.AF_INET, kind: int = _socket.SOCK_STREAM, protocol: int = 0
+    ) -> _socket.socket:
         """A socket born inside; it may be used anywhere, by any thread and event loop, and keeps the namespace alive.
 
         Raises:
@@ -159,16 +162,16 @@ class NetNamespace(Namespace):
         self._check_open()
         try:
             if self._user is None:
-                return self._do_inside(lambda: socket.socket(family, kind, protocol))
+                return self._do_inside(lambda: _socket.socket(family, kind, protocol))
             request = {"op": "socket", "user": self._user.as_request(), "arguments": [int(family), int(kind), protocol]}
             _, made = keeper().ask(request, [self._user.fileno(), self._fd])
         except OSError as error:
             if isinstance(error, KernelError):
                 raise
             raise KernelError(error.errno or 0, f"socket({family}, {kind}, {protocol})") from None
-        return socket.socket(fileno=made[0])
+        return _socket.socket(fileno=made[0])
 
-    def connect(self, address: tuple[str | HasAddress, int], timeout: float = 5.0) -> socket.socket:
+    def connect(self, address: tuple[str | HasAddress, int], timeout: float = 5.0) -> _socket.socket:
         """A TCP connection from inside to (host, port); host is an address, or an end of a link.
 
         Raises:
@@ -181,10 +184,10 @@ class NetNamespace(Namespace):
             message = f"{host} has no address to connect to"
             raise ValueError(message)
         target, scope = icmp.parse_target(text)
-        sock = self.socket(socket.AF_INET if target.version == 4 else socket.AF_INET6)  # noqa: PLR2004
+        sock = self.socket(_socket.AF_INET if target.version == 4 else _socket.AF_INET6)
         try:
             sock.settimeout(timeout)
-            here = (str(target), port) if target.version == 4 else (str(target), port, 0, self._scope(scope))  # noqa: PLR2004
+            here = (str(target), port) if target.version == 4 else (str(target), port, 0, self._scope(scope))
             sock.connect(here)
             sock.settimeout(None)
         except BaseException as error:
@@ -193,16 +196,16 @@ class NetNamespace(Namespace):
             raise
         return sock
 
-    def listen(self, port: int = 0, host: str = "0.0.0.0", backlog: int = 128) -> socket.socket:  # noqa: S104 - its own namespace
+    def listen(self, port: int = 0, host: str = "0.0.0.0", backlog: int = 128) -> _socket.socket:  # noqa: S104 - its own namespace
         """A listening TCP socket inside, on `host` and `port` (0: any free one, see `getsockname()`).
 
         Raises:
             OSError: EADDRINUSE, EADDRNOTAVAIL.
         """
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        family = _socket.AF_INET6 if ":" in host else _socket.AF_INET
         sock = self.socket(family)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
             sock.bind((host, port))
             sock.listen(backlog)
         except BaseException:
@@ -239,14 +242,17 @@ class NetNamespace(Namespace):
         """
         _ping.check(count, size, timeout)
         address, scope = self._resolve(target, family)
-        if address.version == 4:  # noqa: PLR2004
-            sock = self.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-        else:
-            sock = self.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
-        with sock:
-            icmp.prepare(sock, address.version)
+        with asking_for("ping"), self._icmp_socket(address.version) as sock:
             index = self._scope(scope)
             return _ping.ping(sock, address, scope=index, count=count, size=size, timeout=timeout)
+
+    def _icmp_socket(self, version: int) -> _socket.socket:
+        if version == 4:
+            sock = self.socket(_socket.AF_INET, _socket.SOCK_RAW, _socket.IPPROTO_ICMP)
+        else:
+            sock = self.socket(_socket.AF_INET6, _socket.SOCK_RAW, _socket.IPPROTO_ICMPV6)
+        icmp.prepare(sock, version)
+        return sock
 
     def _resolve(self, target: object, family: int | None) -> tuple[IPv4Address | IPv6Address, str | None]:
         if family not in {None, 4, 6}:
@@ -289,6 +295,8 @@ class NetNamespace(Namespace):
         path = _PUBLISHED / name
         if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        if os.geteuid() != 0:
+            raise Unsupported("publish", f"an ordinary user cannot mount at {path}", "run as root")
         start_run()
         made_directory = not _PUBLISHED.exists()
         entry = ledger.Entry(run().id, "published", path=str(path), made_directory=made_directory)
@@ -302,7 +310,8 @@ class NetNamespace(Namespace):
             if made_directory:
                 _PUBLISHED.rmdir()
             raise KernelError(error.errno or 0, f"open({str(path)!r}, O_CREAT|O_EXCL)") from error
-        spawner().run(syscalls.mount, f"/proc/self/fd/{self._fd}", path, None, uapi.MS_BIND)
+        with asking_for("publish"):
+            spawner().run(syscalls.mount, f"/proc/self/fd/{self._fd}", path, None, uapi.MS_BIND)
         return path
 
     @property
@@ -324,7 +333,7 @@ class NetNamespace(Namespace):
             self._ipr = BoundIPRoute(handle, str(self))
             self._teardown.push("close ipr", handle.close)
         self._ipr.check()
-        return self._ipr  # type: ignore[return-value]
+        return cast("IPRoute", self._ipr)
 
     # -- what its children see
 
@@ -345,7 +354,11 @@ class NetNamespace(Namespace):
             if os.path.samestat(os.fstat(known), os.fstat(base)):
                 return view
         with thread.entered([("mnt", base), ("net", self._fd)]):
-            mount_sysfs(thread.myself)
+            sysfs = new_sysfs()
+            try:
+                mount_sysfs(sysfs, thread.myself)
+            finally:
+                os.close(sysfs)
             view = self._teardown.hold(os.open("ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=thread.myself))
         # The copied one is held too: only while it is, its inode number means it.
         self._views.append((self._teardown.hold(os.dup(base)), view))
@@ -415,25 +428,25 @@ class Sysctls(MutableMapping[str, str]):
 
     def _path(self, name: str) -> str:
         parts = name.replace("/", ".").split(".") if isinstance(name, str) else []
-        if len(parts) < 2 or parts[0] != "net" or any(part in {"", ".."} or "\0" in part for part in parts):  # noqa: PLR2004
+        if len(parts) < 2 or parts[0] != "net" or any(part in {"", ".."} or "\0" in part for part in parts):
             message = f'sysctl {name!r}: a network namespace has only those named "net.something"'
             raise ValueError(message)
         return "/proc/sys/" + "/".join(parts)
 
     def __getitem__(self, name: str) -> str:
         path = self._path(name)
-        return self._netns._do_inside(lambda: _read(path))  # noqa: SLF001 - its own part
+        return self._netns._do_inside(lambda: _read(path))
 
     def __setitem__(self, name: str, value: str | int) -> None:
         path = self._path(name)
-        self._netns._do_inside(lambda: _write(path, str(int(value)) if isinstance(value, bool) else str(value)))  # noqa: SLF001
+        self._netns._do_inside(lambda: _write(path, str(int(value)) if isinstance(value, bool) else str(value)))
 
     def __delitem__(self, name: str) -> None:
         message = f"a sysctl cannot be deleted: {name}"
         raise TypeError(message)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._netns._do_inside(_all_names))  # noqa: SLF001
+        return iter(self._netns._do_inside(_all_names))
 
     def __len__(self) -> int:
         return len(list(iter(self)))

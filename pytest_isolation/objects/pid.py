@@ -1,4 +1,4 @@
-"""pid namespaces: process numbers that start at 1, a /proc of their own, and an init whose end is everybody's. pid_namespaces(7)"""
+"""pid namespaces: numbers that start at 1, a /proc of their own, an init whose end is everybody's. pid_namespaces(7)"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import select
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from pytest_isolation._kernel import procfs
 from pytest_isolation._state.keeper_client import keeper, start_run
@@ -64,9 +64,9 @@ class PidNamespace(Namespace):
         user: the user namespace that owns it.
     """
 
-    kind = "pid_namespace"
-    namespace = "pid"
-    _nsenter = "pid"
+    kind: ClassVar[str] = "pid_namespace"
+    namespace: ClassVar[str] = "pid"
+    _nsenter: ClassVar[str] = "pid"
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class PidNamespace(Namespace):
         if user is not None:
             request["user"] = user.as_request()
             send.append(user.fileno())
-        self._log = -1
+        self._log = null = writer = -1
         if argv is not None:
             log, writer = open_log("pid 1")
             self._log = self._teardown.hold(log)
@@ -122,7 +122,7 @@ class PidNamespace(Namespace):
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         # The kernel keeps the init until every process inside is reaped, by us where we started it.
-        self._end_started()
+        self._end_started(signal.SIGKILL)
         if not self._init_gone(_GONE_TIMEOUT_S):
             left = ", ".join(f"{one.pid_outside} ({one.comm})" for one in self._list())
             message = f"the init of {self.kind} was killed {_GONE_TIMEOUT_S} s ago and is not gone; still there: {left}"
@@ -154,8 +154,8 @@ class PidNamespace(Namespace):
         mounts = Entry("mnt", self._mnt, f"the mounts of {self}", implied=True)
         return (*super()._entries(), mounts)
 
-    def _explain_failure(self, error: OSError) -> None:
-        self._check_alive()  # ENOMEM: its init has gone
+    def _explain_failure(self, error: OSError) -> None:  # noqa: ARG002 - whatever it was: its init may have gone
+        self._check_alive()
 
     @property
     def init_pid(self) -> int:
@@ -178,7 +178,8 @@ class PidNamespace(Namespace):
         """
         self._check_open()
         if not self._init_gone(timeout):
-            message = f"the init of {self} ({self._argv or 'the default one'}) still lives after {timeout} s{self._shown_log()}"
+            program = self._argv or "the default one"
+            message = f"the init of {self} ({program}) still lives after {timeout} s{self._shown_log()}"
             raise TimeoutError(message)
         self._ask_status()
         assert self._status is not None  # noqa: S101 - the keeper reaps it before it answers
@@ -232,7 +233,7 @@ class PidNamespace(Namespace):
         self._check_alive()
         signal.pidfd_send_signal(self._pidfd, signum)
         if signum == signal.SIGKILL:
-            self._end_started()
+            self._end_started(signal.SIGKILL)
             self.wait_init(_GONE_TIMEOUT_S)
 
     @property

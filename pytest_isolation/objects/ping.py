@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_isolation._kernel import icmp
 
 if TYPE_CHECKING:
+    import socket
     from ipaddress import IPv4Address, IPv6Address
 
 _MAX_SIZE = 65507
@@ -72,7 +72,7 @@ def ping(
 ) -> PingResult:
     """Send `count` echo requests one after another, each as soon as the one before is answered or given up."""
     version = address.version
-    destination = (str(address), 0) if version == 4 else (str(address), 0, 0, scope)  # noqa: PLR2004
+    destination = (str(address), 0) if version == 4 else (str(address), 0, 0, scope)
     identifier = int.from_bytes(os.urandom(2), "big")
     payload = os.urandom(size)
     poll = select.poll()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from pytest_isolation.errors import KernelError, Unsupported
 from pytest_isolation.objects._namespace import Namespace
@@ -24,9 +24,9 @@ class TimeNamespace(Namespace):
         user: the user namespace that owns it.
     """
 
-    kind = "time_namespace"
-    namespace = "time"
-    _nsenter = "time"
+    kind: ClassVar[str] = "time_namespace"
+    namespace: ClassVar[str] = "time"
+    _nsenter: ClassVar[str] = "time"
 
     def __init__(self, *, monotonic_s: float = 0, boottime_s: float = 0, user: UserNamespace | None = None) -> None:
         offsets = "".join(
@@ -44,7 +44,7 @@ class TimeNamespace(Namespace):
         try:
             (self._fd,) = self._ask_for_namespace(user, files=[("timens_offsets", offsets)])
         except KernelError as error:
-            if error.errno == 2:  # noqa: PLR2004 - ENOENT: no /proc/PID/timens_offsets
+            if error.errno == 2:
                 remedy = "a kernel built with CONFIG_TIME_NS"
                 raise Unsupported(self.kind, str(error), remedy, "5.6") from error
             raise

@@ -1,16 +1,19 @@
-"""user namespaces: other user and group ids inside than outside, and all capabilities over what it owns. user_namespaces(7)"""
+"""user namespaces: other ids inside than outside, and all capabilities over what they own. user_namespaces(7)"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TypeAlias, final
+from itertools import pairwise
+from typing import ClassVar, TypeAlias, final
 
+from pytest_isolation._kernel import procfs
 from pytest_isolation.objects._namespace import Namespace
 from pytest_isolation.objects._place import Entry, Ids
 
 #: (first id inside, first id outside, how many)
 IdMap: TypeAlias = Sequence[tuple[int, int, int]]
+_CAP_SETGID = 6
 _ID_MAX = 0xFFFFFFFF
 _EXTENTS_MAX = 340
 
@@ -28,20 +31,19 @@ class UserNamespace(Namespace):
             caller outside.
         gid_map: likewise for gids.
         setgroups: may processes inside call setgroups(2)? An unprivileged caller has to deny it. By default allowed
-            for root, denied otherwise.
+            where the caller has CAP_SETGID, denied otherwise.
     """
 
-    kind = "user_namespace"
-    namespace = "user"
-    _nsenter = "user"
+    kind: ClassVar[str] = "user_namespace"
+    namespace: ClassVar[str] = "user"
+    _nsenter: ClassVar[str] = "user"
 
     def __init__(
         self, *, uid_map: IdMap | None = None, gid_map: IdMap | None = None, setgroups: bool | None = None
     ) -> None:
-        privileged = os.geteuid() == 0
-        self.uid_map = _check_map("uid_map", [(0, os.geteuid(), 1)] if uid_map is None else uid_map)
-        self.gid_map = _check_map("gid_map", [(0, os.getegid(), 1)] if gid_map is None else gid_map)
-        self.setgroups = privileged if setgroups is None else bool(setgroups)
+        self.uid_map: IdMap = _check_map("uid_map", [(0, os.geteuid(), 1)] if uid_map is None else uid_map)
+        self.gid_map: IdMap = _check_map("gid_map", [(0, os.getegid(), 1)] if gid_map is None else gid_map)
+        self.setgroups: bool = procfs.has_capability(_CAP_SETGID) if setgroups is None else bool(setgroups)
         self._create(self._make, on_spawner=False)
 
     def _make(self) -> None:
@@ -82,13 +84,16 @@ def _check_map(name: str, extents: IdMap) -> IdMap:
         message = f"{name}={extents!r}: allowed are 1 to {_EXTENTS_MAX} extents"
         raise ValueError(message)
     for extent in extents:
-        fits = len(extent) == 3 and all(isinstance(number, int) for number in extent)  # noqa: PLR2004
+        fits = len(extent) == 3 and all(isinstance(number, int) for number in extent)
         if not fits or extent[2] < 1 or not all(first >= 0 and first + extent[2] <= _ID_MAX for first in extent[:2]):
-            message = f"{name}: extent {extent!r}: allowed is (first id inside, first id outside, count), ids 0 to {_ID_MAX - 1}"
+            message = (
+                f"{name}: extent {extent!r}: allowed is (first id inside, first id outside, count), "
+                f"ids 0 to {_ID_MAX - 1}"
+            )
             raise ValueError(message)
     for position, column in enumerate(("inside", "outside")):
         ranges = sorted((extent[position], extent[position] + extent[2]) for extent in extents)
-        for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False):
+        for (_, end), (start, _) in pairwise(ranges):
             if start < end:
                 message = f"{name}={extents!r}: ids {column} overlap at {start}"
                 raise ValueError(message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from pytest_isolation._kernel import syscalls
 from pytest_isolation.errors import KernelError
@@ -28,9 +28,9 @@ class UtsNamespace(Namespace):
         user: the user namespace that owns it.
     """
 
-    kind = "uts_namespace"
-    namespace = "uts"
-    _nsenter = "uts"
+    kind: ClassVar[str] = "uts_namespace"
+    namespace: ClassVar[str] = "uts"
+    _nsenter: ClassVar[str] = "uts"
 
     def __init__(
         self, *, hostname: str | None = None, domainname: str | None = None, user: UserNamespace | None = None

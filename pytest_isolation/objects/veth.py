@@ -7,10 +7,9 @@ import functools
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+import socket as _socket
 from ipaddress import ip_interface
-from socket import AF_INET, SOCK_STREAM, socket
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, final
 
 from pytest_isolation._kernel import rtnetlink
 from pytest_isolation._state import ledger
@@ -22,6 +21,8 @@ from pytest_isolation.objects._place import Entry, Place
 from pytest_isolation.objects.netns import NetNamespace, check_ifname
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from pytest_isolation._kernel.rtnetlink import Counters, Interface, Link
     from pytest_isolation.objects._process import Process
     from pytest_isolation.objects.netns import HasAddress
@@ -48,19 +49,19 @@ class VethEnd(Place):
 
     def __init__(self, pair: VethPair, ifname: str, ifindex: int, netns: NetNamespace) -> None:
         self._pair = pair
-        self.ifname = ifname
-        self.ifindex = ifindex
-        self.netns = netns
+        self.ifname: str = ifname
+        self.ifindex: int = ifindex
+        self.netns: NetNamespace = netns
         self.ipv4: str | None = None
         self.ipv6: str | None = None
         self.peer: VethEnd
 
     def _entries(self) -> tuple[Entry, ...]:
-        self._pair._check_open()  # noqa: SLF001 - its own part
-        return self.netns._entries()  # noqa: SLF001
+        self._pair._check_open()
+        return self.netns._entries()
 
     def _started(self, process: Process) -> None:
-        self.netns._started(process)  # noqa: SLF001
+        self.netns._started(process)
 
     def __str__(self) -> str:
         return f"{self.ifname} in {self.netns}"
@@ -76,7 +77,7 @@ class VethEnd(Place):
 
     @property
     def operstate(self) -> str:
-        """`UP`; `LOWERLAYERDOWN`: this end is up and the other is not; `DOWN`."""
+        """`UP`, or `DOWN`; `LOWERLAYERDOWN`: this end is up, the other is not, and both are in one namespace."""
         return self.link().operstate
 
     @property
@@ -108,7 +109,7 @@ class VethEnd(Place):
     def ipv6_link_local(self) -> str | None:
         """Its link-local address with its scope, `fe80::...%eth0`, to be used in this end's namespace."""
         for address in self.netns.addresses(self.ifname):
-            if address.ip.is_link_local and address.ip.version == 6:  # noqa: PLR2004
+            if address.ip.is_link_local and address.ip.version == 6:
                 return f"{address.ip}%{self.ifname}"
         return None
 
@@ -145,7 +146,7 @@ class VethEnd(Place):
         self._remember(interface)
 
     def _remember(self, interface: Interface) -> None:
-        if interface.version == 4:  # noqa: PLR2004
+        if interface.version == 4:
             self.ipv4 = self.ipv4 or str(interface.ip)
         else:
             self.ipv6 = self.ipv6 or str(interface.ip)
@@ -169,15 +170,17 @@ class VethEnd(Place):
     def __exit__(self, *_: object) -> None:
         """Never reached; there for the error that names `inside`."""
 
-    def socket(self, family: int = AF_INET, kind: int = SOCK_STREAM, protocol: int = 0) -> socket:
+    def socket(
+        self, family: int = _socket.AF_INET, kind: int = _socket.SOCK_STREAM, protocol: int = 0
+    ) -> _socket.socket:
         """`NetNamespace.socket` of this end's namespace."""
         return self.netns.socket(family, kind, protocol)
 
-    def connect(self, address: tuple[str | HasAddress, int], timeout: float = 5.0) -> socket:
+    def connect(self, address: tuple[str | HasAddress, int], timeout: float = 5.0) -> _socket.socket:
         """`NetNamespace.connect` from this end's namespace."""
         return self.netns.connect(address, timeout)
 
-    def listen(self, port: int = 0, host: str = "0.0.0.0", backlog: int = 128) -> socket:  # noqa: S104 - its own namespace
+    def listen(self, port: int = 0, host: str = "0.0.0.0", backlog: int = 128) -> _socket.socket:  # noqa: S104 - its own namespace
         """`NetNamespace.listen` in this end's namespace."""
         return self.netns.listen(port, host, backlog)
 
@@ -208,7 +211,7 @@ class VethPair(KernelObject):
         user: the user namespace that owns the new namespaces.
     """
 
-    kind = "veth_pair"
+    kind: ClassVar[str] = "veth_pair"
 
     def __init__(
         self,
@@ -233,7 +236,7 @@ class VethPair(KernelObject):
         if spaces[0] is not None and spaces[0] is spaces[1] and names[0] == names[1]:
             message = f"ifnames={names!r}: both ends are in one namespace, so their names must differ"
             raise ValueError(message)
-        if mtu is not None and (not isinstance(mtu, int) or not 68 <= mtu <= 65535):  # noqa: PLR2004
+        if mtu is not None and (not isinstance(mtu, int) or not 68 <= mtu <= 65535):
             message = f"mtu={mtu!r}: allowed are 68 to 65535 bytes"
             raise ValueError(message)
         if ipv4 is None:
@@ -263,7 +266,7 @@ class VethPair(KernelObject):
         for position, space in enumerate(spaces):
             if space is None:
                 space = NetNamespace(outer=True) if outer and position == 0 else NetNamespace(lo_up=False, user=user)  # noqa: PLW2901
-                space._owner = self  # noqa: SLF001 - closed with the pair
+                space._owner = self
                 self._teardown.push("close the namespace of an end", space.close)
             homes.append(space)
         a, b = homes
@@ -275,7 +278,7 @@ class VethPair(KernelObject):
         )
         if given[0] or given[1] or outer:
             self._teardown.push("delete the link", lambda: self._delete(names, homes))
-        self.ends = tuple(
+        self.ends: tuple[VethEnd, ...] = tuple(
             VethEnd(self, name, home.rtnl.ifindex(name), home) for name, home in zip(names, homes, strict=True)
         )
         self.ends[0].peer, self.ends[1].peer = self.ends[1], self.ends[0]
@@ -295,7 +298,7 @@ class VethPair(KernelObject):
         taken = [route.destination for route in outer.routes() if route.destination.prefixlen]
         for interface in self._addresses[0]:
             for other in taken:
-                if other.version == interface.version and interface.network.overlaps(other):  # type: ignore[arg-type]
+                if other.version == interface.version and interface.network.overlaps(other):
                     message = f"{interface} overlaps {other}, which the machine has a route for"
                     raise ValueError(message)
         start_run()
@@ -320,7 +323,7 @@ class VethPair(KernelObject):
 
     def _configure(self, position: int, up: bool, *, lo_up: bool) -> None:  # noqa: FBT001
         end, addresses = self.ends[position], self._addresses[position]
-        end.netns._do_inside(lambda: _no_dad(end.ifname))  # noqa: SLF001 - the same family
+        end.netns._do_inside(lambda: _no_dad(end.ifname))
         messages = [rtnetlink.add_address(end.ifindex, interface) for interface in addresses]
         if up:
             messages.insert(0, rtnetlink.set_link(end.ifindex, up=True))
@@ -329,7 +332,7 @@ class VethPair(KernelObject):
         if messages:
             end.netns.rtnl.do(*messages)
         for interface in addresses:
-            end._remember(interface)  # noqa: SLF001 - its own part
+            end._remember(interface)
 
     @property
     def a(self) -> VethEnd:
@@ -363,7 +366,7 @@ def _no_dad(ifname: str) -> None:
 
 
 def _two(values: Sequence[Any], name: str) -> Sequence[Any]:
-    if isinstance(values, str) or len(values) != 2:  # noqa: PLR2004
+    if isinstance(values, str) or len(values) != 2:
         message = f"{name}={values!r}: two values, one for each end"
         raise ValueError(message)
     return values
@@ -383,7 +386,7 @@ def _parse(values: Sequence[str | None], name: str, version: int | None) -> list
             message = f"{name}={value!r} is an IPv{interface.version} address"
             raise ValueError(message)
         if "/" not in str(value):
-            message = f"{name}={value!r} has no prefix length: {value}/{24 if interface.version == 4 else 64}"  # noqa: PLR2004
+            message = f"{name}={value!r} has no prefix length: {value}/{24 if interface.version == 4 else 64}"
             raise ValueError(message)
         found.append(interface)
     return found
