@@ -4,9 +4,8 @@ It makes what needs a clean single-threaded process - the first process of a pid
 anything inside a user namespace - and it watches pytest by pidfd: when that dies without saying goodbye, the keeper
 ends the run's cgroup and removes what the ledger lists. See `keeper_client` for the other end.
 
-Protocol, over one SOCK_SEQPACKET socket: a request is a marshalled `{"op": ...}` with descriptors; so is the answer,
-`{"error": [errno, call, message, hint]}` when a call failed. Never two requests at once. Both ends are the same
-interpreter, and marshal needs no import.
+Protocol, over one socket (see `passing`): a request is `{"op": ...}` with descriptors; so is the answer,
+`{"error": [errno, call, message, hint]}` when a call failed. Never two requests at once.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import contextlib
 import ctypes
 import errno
 import gc
-import marshal
 import os
 import select
 import signal
@@ -25,9 +23,15 @@ import traceback
 from typing import Any, NoReturn
 
 from pytest_isolation._kernel import syscalls, uapi
+from pytest_isolation._state import passing
 from pytest_isolation.errors import KernelError
 
 _CLONE_PARENT = 0x8000
+
+
+def as_report(error: KernelError) -> list[Any]:
+    """What `KernelError(*report)` makes it from again at the other end."""
+    return [error.errno, error.call, error.message, error.hint]
 
 
 def become_root_inside(uid: int, gid: int, setgroups: bool) -> None:  # noqa: FBT001 - one triple, `Ids`
@@ -107,9 +111,9 @@ class Keeper:
                 if fd in self.inits:
                     self.reap(fd)
                 elif fd == self.link.fileno():
-                    data, fds, _, _ = socket.recv_fds(self.link, 1 << 19, 16, socket.MSG_CMSG_CLOEXEC)
-                    listening = bool(data)  # closed without a goodbye: the pidfd will tell
-                    if data and not self.answer(marshal.loads(data), fds):
+                    request, fds = passing.receive(self.link)
+                    listening = request is not None  # closed without a goodbye: the pidfd will tell
+                    if listening and not self.answer(request, fds):
                         return
             if self.wants_spare:
                 self.wants_spare = False
@@ -131,14 +135,14 @@ class Keeper:
                 return False
             answer, made = getattr(self, "do_" + op)(request, fds)
         except KernelError as error:
-            answer = {"error": [error.errno, error.call, error.message, error.hint]}
+            answer = {"error": as_report(error)}
         except Exception:  # noqa: BLE001 - whatever it is, pytest has to hear of it
             answer = {"bug": traceback.format_exc()}
         finally:
             for fd in fds:
                 os.close(fd)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            socket.send_fds(self.link, [marshal.dumps(answer)], made)
+            passing.send(self.link, answer, made)
         for fd in made:
             if fd not in self.inits:
                 os.close(fd)
@@ -207,23 +211,20 @@ class Keeper:
                 ours.close()
                 made = make()
             except KernelError as error:
-                report = [error.errno, error.call, error.message, error.hint]
+                report = as_report(error)
             except OSError as error:
                 report = [error.errno, f"the call on {error.filename!r}" if error.filename else "socket()", None, None]
             except BaseException:  # noqa: BLE001 - told to the parent
                 report = [0, traceback.format_exc(), None, None]
-            socket.send_fds(theirs, [marshal.dumps(report)], made)
-            theirs.recv(1)
+            passing.send(theirs, report, made)
+            passing.receive(theirs)
             os._exit(0)
         theirs.close()
         try:
             with ours:
-                data, opened, _, _ = socket.recv_fds(ours, 1 << 16, 4, socket.MSG_CMSG_CLOEXEC)
-                if not data:
-                    raise KernelError(
-                        errno.ECHILD, f"waitpid({pid})", None, "The child died while it was making namespaces"
-                    )
-                report = marshal.loads(data)
+                report, opened = passing.receive(ours)
+                if report is None:
+                    raise KernelError(errno.ECHILD, f"waitpid({pid})", None, "The child died while making namespaces")
                 if report:
                     raise KernelError(*report)
                 return [*configure(pid), *opened]
@@ -243,21 +244,29 @@ class Keeper:
             pid, link = self.spare or self.clone_init()
             self.spare = None
         with link:
-            socket.send_fds(link, [marshal.dumps(request)], rest)
-            report = link.recv(1 << 16)
-            if report == b"ready":
-                # A given program: the link closes when it has been executed, and brings the error when it cannot be.
-                report = b"" if request.get("argv") is None else link.recv(1 << 16)
-            elif not report:
-                report = marshal.dumps([errno.ESRCH, "clone(CLONE_NEWPID)", None, "The first process died at once"])
+            passing.send(link, request, rest)
+            report, _ = passing.receive(link)
+            made = []
+            if report == "ready":
+                # Before a given program runs: it may be gone, and its namespaces with it, in no time.
+                made = [os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("pid", "mnt")]
+                made.insert(0, os.pidfd_open(pid))
+                report = None
+                if request.get("argv") is not None:
+                    with contextlib.suppress(BrokenPipeError):  # killed meanwhile
+                        passing.send(link, "go")
+                    # The link closes when the program is executed, and brings the error when it cannot be.
+                    report, _ = passing.receive(link)
+            elif report is None:
+                report = [errno.ESRCH, "clone(CLONE_NEWPID)", None, "The first process died at once"]
         if report:
+            for fd in made:
+                os.close(fd)
             os.waitpid(pid, 0)
-            raise KernelError(*marshal.loads(report))
-        pidfd = os.pidfd_open(pid)
-        self.inits[pidfd] = pid
-        made = [os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("pid", "mnt")]
+            raise KernelError(*report)
+        self.inits[made[0]] = pid
         self.wants_spare = not request.get("user")
-        return {"pid": pid}, [pidfd, *made]
+        return {"pid": pid}, made
 
     def clone_init(self, user_fd: int = -1, ids: list[Any] | None = None) -> tuple[int, socket.socket]:
         """The first process of a new pid namespace, which waits for its request on the returned socket.
@@ -277,14 +286,14 @@ class Keeper:
                     become_root_inside(*ids)
                     pid = syscalls.clone(uapi.CLONE_NEWPID | _CLONE_PARENT)
                 except KernelError as error:
-                    theirs.send(marshal.dumps([error.errno, error.call, error.message, error.hint]))
+                    passing.send(theirs, as_report(error))
                     os._exit(0)
                 if pid == 0:
                     self.be_init(theirs)
-                theirs.send(marshal.dumps(pid))
+                passing.send(theirs, pid)
                 os._exit(0)
             os.waitpid(maker, 0)
-            answer = marshal.loads(ours.recv(1 << 16))
+            answer, _ = passing.receive(ours)
             if isinstance(answer, list):
                 raise KernelError(*answer)
             pid = answer
@@ -301,10 +310,9 @@ class Keeper:
                 os._exit(1)  # the keeper died before PDEATHSIG was set
             os.setsid()
             self.title.set("init")
-            data, stdio, _, _ = socket.recv_fds(link, 1 << 19, 4, socket.MSG_CMSG_CLOEXEC)
-            if not data:
+            request, stdio = passing.receive(link)
+            if request is None:
                 os._exit(0)
-            request = marshal.loads(data)
             # Only now: the mounts are to be those of the moment.
             syscalls.unshare(uapi.CLONE_NEWNS)
             syscalls.mount(None, "/", None, uapi.MS_REC | uapi.MS_SLAVE)
@@ -314,12 +322,12 @@ class Keeper:
                 self.reap_forever(link)
             self.become(request, stdio, link)
         except KernelError as error:
-            link.send(marshal.dumps([error.errno, error.call, error.message, error.hint]))
+            passing.send(link, as_report(error))
         os._exit(127)
 
     def become(self, request: dict[str, Any], stdio: list[int], link: socket.socket) -> None:
         """Execute the given program, with signals as a shell would give them."""
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+        for signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(signum, signal.SIG_DFL)
         for number, fd in enumerate(stdio):
             os.dup2(fd, number)
@@ -329,7 +337,8 @@ class Keeper:
         call = f"execve({program!r}, {argv!r})"
         try:
             os.chdir(request["cwd"])
-            link.send(b"ready")
+            passing.send(link, "ready")
+            passing.receive(link)
             os.execve(program, argv, env)
         except OSError as error:
             raise KernelError(error.errno or 0, call) from None
@@ -341,7 +350,7 @@ class Keeper:
         null = os.open("/dev/null", os.O_RDWR)
         for number in range(3):
             os.dup2(null, number)
-        link.send(b"ready")
+        passing.send(link, "ready")
         os.closerange(3, 1 << 16)
         while True:
             signal.pause()

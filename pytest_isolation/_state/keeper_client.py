@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import marshal
 import os
 import select
 import socket
@@ -12,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pytest_isolation._state import fds, ledger
+from pytest_isolation._state import fds, ledger, passing
 from pytest_isolation._state.run import run
 from pytest_isolation._state.spawner import spawner
 from pytest_isolation.errors import IsolationError, KernelError
@@ -65,25 +64,24 @@ class KeeperClient:
         """
         with self._busy:
             try:
-                socket.send_fds(self._link, [marshal.dumps(request)], send or [])
+                passing.send(self._link, request, send)
                 poll = select.poll()
                 poll.register(self._link, select.POLLIN)
                 if not poll.poll(_TIMEOUT_S * 1000):
                     message = f"the keeper did not answer {request['op']!r} within {_TIMEOUT_S} s"
                     raise IsolationError(message)
-                data, made, _, _ = socket.recv_fds(self._link, 1 << 19, 16, socket.MSG_CMSG_CLOEXEC)
+                answer, made = passing.receive(self._link)
             except OSError as error:
-                data, made = b"", []
+                answer, made = None, []
                 reason = str(error)
             else:
                 reason = "end of file"
-        if not data:
+        if answer is None:
             _drop(self)
             message = (
                 f"the keeper is gone ({reason}), and with it every pid namespace it made; the next one starts anew"
             )
             raise IsolationError(message)
-        answer = marshal.loads(data)
         if "error" in answer:
             raise KernelError(*answer["error"])
         if "bug" in answer:
@@ -101,7 +99,7 @@ class KeeperClient:
         except (IsolationError, OSError):
             pass
         else:
-            self._link.send(marshal.dumps({"op": "goodbye"}))
+            passing.send(self._link, {"op": "goodbye"})
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
             poll.poll(_TIMEOUT_S * 1000)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class _Job:
-    __slots__ = ("abandoned", "call", "done", "error", "result")
+    __slots__ = ("call", "done", "error", "result")
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.call = call
@@ -33,7 +33,6 @@ class _Job:
         self.done.acquire()
         self.result: Any = None
         self.error: BaseException | None = None
-        self.abandoned: Callable[[Any], None] | None = None
 
 
 class Spawner:
@@ -46,6 +45,8 @@ class Spawner:
         #: /proc/thread-self of the resident thread, which works in whatever it has entered.
         self.myself = -1
         self._root = -1
+        #: Has the thread failed to come back from somewhere?
+        self._lost = False
         self._ident = -1
         ready = _Job(lambda: None)
         _thread.start_new_thread(self._loop, (ready,))
@@ -81,30 +82,46 @@ class Spawner:
             del job  # a traceback must not keep the result, nor the result the traceback
 
     def _loop(self, ready: _Job) -> None:
-        try:
-            self._ident = _thread.get_ident()
-            # Own root and working directory: needed to enter mount namespaces and roots, see setns(2).
-            syscalls.unshare(uapi.CLONE_FS)
-            for name in uapi.NAMESPACE_FLAGS:
-                path = f"/proc/thread-self/ns/{name}"
-                if os.path.lexists(path):
-                    self.origin[name] = fds.hold(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            self.myself = fds.hold(os.open("/proc/thread-self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            self._root = fds.hold(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked
-            ready.error = error
-            return
-        finally:
-            ready.done.release()
         __tracebackhide__ = True
+        failure: BaseException | None = None
+        try:
+            self._settle()
+        except BaseException as error:  # noqa: BLE001 - raised again in the threads that ask
+            ready.error = failure = error
+        ready.done.release()
         while True:
             job = self._jobs.get()
             try:
-                job.result = job.call()
+                if failure is None:
+                    job.result = job.call()
+                job.error = failure
             except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked
                 job.error = error
+            lost, self._lost = self._lost, False
+            if lost:
+                # It could not come back from where it was: another thread takes its place, and it ends.
+                replaced = _Job(lambda: None)
+                _thread.start_new_thread(self._loop, (replaced,))
+                replaced.done.acquire()
             job.done.release()
+            if lost:
+                return
             del job
+
+    def _settle(self) -> None:
+        """At the start of the thread: a root and working directory of its own, and pytest's own namespaces."""
+        self._ident = _thread.get_ident()
+        syscalls.unshare(uapi.CLONE_FS)  # needed to enter mount namespaces and roots, see setns(2)
+        if self.origin:
+            self.restore([name for name in self.origin if name not in {"pid", "time", "user"}] + ["root"])
+        fds.release(self.myself)
+        self.myself = fds.hold(os.open("/proc/thread-self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        if not self.origin:
+            for name in uapi.NAMESPACE_FLAGS:
+                if os.path.lexists(f"/proc/thread-self/ns/{name}"):
+                    fd = os.open(f"ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.myself)
+                    self.origin[name] = fds.hold(fd)
+            self._root = fds.hold(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
 
     @contextmanager
     def entered(self, namespaces: Iterable[tuple[str, int]]) -> Iterator[None]:
@@ -119,15 +136,26 @@ class Spawner:
             self.restore(changed)
 
     def restore(self, names: Iterable[str]) -> None:
-        """On the resident thread: be back in pytest's own namespaces of these names, and in its root."""
-        names = set(names)
-        if "mnt" in names:
-            syscalls.setns(self.origin["mnt"], uapi.CLONE_NEWNS)
-        if "root" in names or ("mnt" in names and not os.path.samestat(os.stat("/"), os.fstat(self._root))):
-            os.fchdir(self._root)
-            syscalls.chroot_here()
-        for name in names - {"mnt", "root"}:
-            syscalls.setns(self.origin[name], uapi.NAMESPACE_FLAGS[name])
+        """On the resident thread: be back in pytest's own namespaces of these names, and in its root.
+
+        Raises:
+            KernelError: one of them could not be had back; all were tried, and another thread takes this one's place.
+        """
+        wanted = set(names)
+        failure: OSError | None = None
+        # Mounts first, as the root is found in them; then the root.
+        for name in sorted(wanted, key=lambda name: (name != "mnt", name != "root")):
+            try:
+                if name != "root":
+                    syscalls.setns(self.origin[name], uapi.NAMESPACE_FLAGS[name])
+                if name == "root" or (name == "mnt" and not os.path.samestat(os.stat("/"), os.fstat(self._root))):
+                    os.fchdir(self._root)
+                    syscalls.chroot_here()
+            except OSError as error:
+                failure = failure or error
+        if failure is not None:
+            self._lost = True
+            raise failure
 
 
 _spawner: Spawner | None = None

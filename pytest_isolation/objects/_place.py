@@ -282,8 +282,8 @@ def _spawn_inside(plan: Plan, start: Callable[[], None]) -> None:
         if plan.root is None:
             start()
             return
+        _enter_root(plan.root, plan)
         try:
-            _enter_root(plan.root, plan)
             start()
         finally:
             thread.restore(["root"])
@@ -520,7 +520,8 @@ class Place:
 
 def _enter_child(plan: Plan, second_fork: Callable[[], None]) -> None:
     cwd = Cwd(os.getcwd() if plan.root is None else "/", given=False)
-    enter_here(plan)
+    with asking_for("a call in a forked child"):
+        enter_here(plan)
     if plan.find("pid") is not None:
         second_fork()  # a pid namespace is entered by the next child
     _find_again(plan, cwd)

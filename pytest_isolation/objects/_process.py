@@ -90,7 +90,11 @@ def open_log(title: str) -> tuple[int, int]:
     The second is opened anew: a memfd's first descriptor reports no writes to inotify(7).
     """
     log = os.memfd_create(f"log of {title}"[:200], os.MFD_CLOEXEC)
-    return log, os.open(f"/proc/self/fd/{log}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        return log, os.open(f"/proc/self/fd/{log}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    except BaseException:
+        os.close(log)
+        raise
 
 
 def read_log(log: int) -> str:
@@ -440,10 +444,10 @@ def end_scope(scope: object) -> None:
 
 
 def logs_of(scope: object, lines: int) -> list[tuple[str, str]]:
-    """(title, last lines) of the log of every command of `scope` that printed anything."""
+    """(title, last lines) of the log of every command of `scope`, or of wider objects, that printed anything."""
     found = []
     for reference in _logged:
         process = reference()
-        if process is not None and process.scope is scope and lines and process.log:
+        if process is not None and process.scope in {scope, None} and lines and process.log:
             found.append((repr(process).strip("<>"), "\n".join(process.log.splitlines()[-lines:])))
     return found

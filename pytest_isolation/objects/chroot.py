@@ -62,7 +62,7 @@ class ChrootRoot(KernelObject, Place):
             entry = ledger.Entry(run().id, "directory", path=path)
             self._teardown.push("strike the directory off the ledger", entry.strike)
             os.mkdir(path, 0o755)
-            self._teardown.push(f"remove {path}", lambda: shutil.rmtree(path))
+            self._teardown.push(f"remove {path}", lambda: _remove(path))
         self._path = path
         self._fd = self._teardown.hold(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
         self._root = _root.Root(self._fd)
@@ -242,6 +242,14 @@ class ChrootRoot(KernelObject, Place):
         return f"{self.kind} {getattr(self, '_path', '')}".strip()
 
 
+def _remove(path: str) -> None:
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        if os.path.lexists(path):
+            raise
+
+
 def _which_inside(root: _root.Root, name: str) -> str | None:
     for folder in os.get_exec_path():
         if root.exists(f"{folder}/{name}"):
@@ -250,8 +258,11 @@ def _which_inside(root: _root.Root, name: str) -> str | None:
 
 
 def _check_root(path: StrPath) -> str:
+    if not os.fspath(path) or "\0" in os.fspath(path):
+        message = f"path={path!r}: allowed is a directory, named without NUL"
+        raise ValueError(message)
     text = os.path.abspath(path)
-    if text == "/":
+    if os.path.isdir(text) and os.path.samefile(text, "/"):
         message = f"path={path!r} is the root that pytest itself lives in"
         raise ValueError(message)
     try:

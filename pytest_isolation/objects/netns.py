@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import socket as _socket
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pytest_isolation.objects.user import UserNamespace
 
 _PUBLISHED = Path("/run/netns")
+_NAME_MAX = 255
 
 
 @runtime_checkable
@@ -83,12 +85,13 @@ class NetNamespace(Namespace):
             self._user = user
             self._processes = []
             self._fd, netlink = self._ask_for_namespace(user, netlink=True)
-            self._open_rtnetlink(os.dup(netlink))
+            self._rtnl = rtnetlink.Socket(fileno=netlink)
+            self._teardown.push("let go of the rtnetlink socket", self._rtnl.detach)
         if lo_up:
             self._rtnl.do(rtnetlink.LO_UP)
 
-    def _open_rtnetlink(self, fileno: int | None = None) -> None:
-        self._rtnl = rtnetlink.Socket(fileno=fileno)
+    def _open_rtnetlink(self) -> None:
+        self._rtnl = rtnetlink.Socket()
         fds.hold(self._rtnl.fileno())
         self._teardown.push("close the rtnetlink socket", lambda: fds.release(self._rtnl.detach()))
 
@@ -242,6 +245,9 @@ class NetNamespace(Namespace):
         """
         _ping.check(count, size, timeout)
         address, scope = self._resolve(target, family)
+        if family not in {None, address.version}:
+            message = f"family={family}: {address} is an IPv{address.version} address, not an IPv{family} one"
+            raise ValueError(message)
         with asking_for("ping"), self._icmp_socket(address.version) as sock:
             index = self._scope(scope)
             return _ping.ping(sock, address, scope=index, count=count, size=size, timeout=timeout)
@@ -367,8 +373,9 @@ class NetNamespace(Namespace):
 
 def check_name(name: str) -> None:
     """A file name for /run/netns."""
-    if not isinstance(name, str) or not re.fullmatch(r"[^/\0]{1,255}", name) or name in {".", ".."}:
-        message = f"name={name!r}: allowed are 1 to 255 bytes without / and NUL, and not . or .."
+    fits = isinstance(name, str) and re.fullmatch(r"[^/\0]+", name) and name not in {".", ".."}
+    if not fits or len(os.fsencode(name)) > _NAME_MAX:
+        message = f"name={name!r}: allowed are 1 to {_NAME_MAX} bytes without / and NUL, and not . or .."
         raise ValueError(message)
 
 
@@ -414,7 +421,16 @@ class BoundIPRoute:
 
     def __getattr__(self, name: str) -> Any:
         self.check()
-        return getattr(self._handle, name)
+        value = getattr(self._handle, name)
+        if not callable(value):
+            return value
+
+        @functools.wraps(value)
+        def checked(*args: Any, **options: Any) -> Any:
+            self.check()  # the method may have been taken along to another thread
+            return value(*args, **options)
+
+        return checked
 
     def __repr__(self) -> str:
         return f"<IPRoute of {self._title}>"
@@ -426,7 +442,7 @@ class Sysctls(MutableMapping[str, str]):
     def __init__(self, netns: NetNamespace) -> None:
         self._netns = netns
 
-    def _path(self, name: str) -> str:
+    def _path(self, name: object) -> str:
         parts = name.replace("/", ".").split(".") if isinstance(name, str) else []
         if len(parts) < 2 or parts[0] != "net" or any(part in {"", ".."} or "\0" in part for part in parts):
             message = f'sysctl {name!r}: a network namespace has only those named "net.something"'
@@ -436,6 +452,10 @@ class Sysctls(MutableMapping[str, str]):
     def __getitem__(self, name: str) -> str:
         path = self._path(name)
         return self._netns._do_inside(lambda: _read(path))
+
+    def __contains__(self, name: object) -> bool:
+        path = self._path(name)
+        return self._netns._do_inside(lambda: os.path.exists(path))
 
     def __setitem__(self, name: str, value: str | int) -> None:
         path = self._path(name)

@@ -94,25 +94,24 @@ class PidNamespace(Namespace):
         if user is not None:
             request["user"] = user.as_request()
             send.append(user.fileno())
-        self._log = null = writer = -1
-        if argv is not None:
-            log, writer = open_log("pid 1")
-            self._log = self._teardown.hold(log)
-            null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-            send += [null, writer, writer]
-            env = dict(os.environ) | {key: str(value) for key, value in (extra_env or {}).items()}
-            request |= {"env": env, "cwd": os.getcwd()}
-        try:
-            answer, made = keeper().ask(request, send)
-        except KernelError as error:
-            if error.errno == errno.ENOENT and error.call.startswith("execve"):
-                message = f"there is no program {argv and argv[0]!r} to be pid 1, or its loader is missing"
-                raise FileNotFoundError(errno.ENOENT, message) from error
-            raise
-        finally:
+        self._log = -1
+        with contextlib.ExitStack() as stack:
             if argv is not None:
-                os.close(null)
-                os.close(writer)
+                log, writer = open_log("pid 1")
+                stack.callback(os.close, writer)
+                self._log = self._teardown.hold(log)
+                null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, null)
+                send += [null, writer, writer]
+                env = dict(os.environ) | {key: str(value) for key, value in (extra_env or {}).items()}
+                request |= {"env": env, "cwd": os.getcwd()}
+            try:
+                answer, made = keeper().ask(request, send)
+            except KernelError as error:
+                if error.errno == errno.ENOENT and error.call.startswith("execve"):
+                    message = f"{error.call}: no such program, or the loader or interpreter that it names is missing"
+                    raise FileNotFoundError(errno.ENOENT, message) from error
+                raise
         self._pidfd, self._fd, self._mnt = (self._teardown.hold(fd) for fd in made)
         self._init_pid: int = answer["pid"]
         self._status: int | None = None

@@ -99,7 +99,7 @@ def ping(
         if outcome == "reply":
             times.append(time.monotonic() - start)
         else:
-            reason = outcome or f"no answer within {share:.3g} s"
+            reason = outcome or f"no answer within {timeout:g} s"
     return PingResult(str(address), sent or 1, len(times), tuple(times), "" if len(times) == sent else reason)
 
 

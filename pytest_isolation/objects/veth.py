@@ -141,6 +141,9 @@ class VethEnd(Place):
             ValueError: it does not parse.
             KernelError: EEXIST, it has that address.
         """
+        if not isinstance(address, str):
+            message = f"address={address!r}: allowed is text like 10.0.0.1/24 or fd00::1/64"
+            raise TypeError(message)
         (interface,) = _parse((address,), "address", None)
         self.netns.rtnl.do(rtnetlink.add_address(self.ifindex, interface))
         self._remember(interface)
@@ -246,9 +249,9 @@ class VethPair(KernelObject):
         self._addresses = _addresses(tuple(_two(ipv4, "ipv4")), tuple(_two(ipv6, "ipv6")))
         macs = tuple(_parse_mac(one) for one in _two(mac, "mac"))
         states = tuple(bool(one) for one in _two(up, "up"))
-        for space in spaces:
+        for space, interfaces in zip(spaces, self._addresses, strict=True):
             if space is not None:
-                space.fileno()  # ClosedError, before anything is made
+                _check_given(space, interfaces)
         self._create(lambda: self._make(names, mtu, macs, spaces, states, outer, user), on_spawner=user is None)
 
     def _make(
@@ -359,10 +362,26 @@ def _no_dad(ifname: str) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return  # a kernel without IPv6, or with an MTU too small for it
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            return  # a container's /proc/sys: the link-local address takes its second
+        raise
     try:
         os.write(fd, b"0")
     finally:
         os.close(fd)
+
+
+def _check_given(netns: NetNamespace, interfaces: list[Interface]) -> None:
+    """Refuse a namespace that is closed, or that has a link in the network of one of the addresses."""
+    if not isinstance(netns, NetNamespace):
+        message = f"netns={netns!r}: allowed are a NetNamespace, or None for a new one"
+        raise TypeError(message)
+    for known in netns.addresses():
+        for interface in interfaces:
+            if known.ip.version == interface.version and known.interface.network.overlaps(interface.network):
+                message = f"{interface} overlaps {known.interface}, which {known.ifname} of {netns} has"
+                raise ValueError(message)
 
 
 def _two(values: Sequence[Any], name: str) -> Sequence[Any]:

@@ -1,0 +1,399 @@
+"""What is true of every kind of kernel object, by the table of kinds."""
+
+import contextlib
+import errno
+import gc
+import mmap
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pytest_isolation import (
+    ClosedError,
+    Isolation,
+    KernelError,
+    MountNamespace,
+    NetNamespace,
+    PidNamespace,
+    UserNamespace,
+    VethPair,
+)
+from pytest_isolation._kernel import procfs, rtnetlink, syscalls
+from pytest_isolation._state import fds, keeper_client, ledger
+from pytest_isolation._state.keeper_client import keeper, start_run
+from pytest_isolation._state.run import run
+from pytest_isolation.objects.kinds import KINDS
+
+PATIENCE_S = 3.0
+EVERY_KIND = pytest.mark.parametrize("kind", [kind.make for kind in KINDS], ids=lambda make: make.kind)
+
+
+@pytest.fixture
+def trace():
+    """What this process holds and has on the machine: taken before and compared after."""
+    start_run()
+    with NetNamespace() as ns, PidNamespace():  # whatever is made once and stays is there: the next init, modules
+        ns.call_in_child(int)
+    return Trace()
+
+
+class Trace:
+    """Everything that an object can leave behind; each line is one thing."""
+
+    def __init__(self):
+        self.keeper = keeper().ask({"op": "hello"})[0]["pid"]
+        self.before = self.look_until_quiet()
+
+    def look_until_quiet(self):
+        """The keeper may still be at work on the next pid namespace's init."""
+        last = []
+        while (now := self.look()) != last:
+            last = now
+            time.sleep(0.02)
+        return now
+
+    def look(self):
+        gc.collect()
+        found = [f"descriptor {fd} -> {target}" for fd, target in descriptors("self")]
+        found += [f"keeper's descriptor to {target.partition(':[')[0]}" for _, target in descriptors(self.keeper)]
+        found += [f"held descriptor {fd}" for fd in fds._held]
+        for pid in run().members():
+            child = procfs.parent(pid) == self.keeper  # the next pid namespace's init is any number
+            found.append("keeper's child" if child else "keeper" if pid == self.keeper else f"process {pid}")
+        found += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if "nsfs" in line]
+        found += [f"link {name}" for _, name in socket.if_nameindex() if name.startswith("pi")]
+        found += [f"published {path}" for path in Path("/run/netns").glob(f"*-{os.getpid()}")]
+        found += [f"ledger {path}" for path in ledger.directory(run().id).glob("*")]
+        found += [f"child {child}" for child in children()]
+        for task in os.listdir("/proc/self/task"):
+            names = ("net", "mnt", "uts", "ipc", "cgroup", "pid_for_children", "time_for_children", "user")
+            found += [f"thread's {os.readlink(f'/proc/self/task/{task}/ns/{name}')}" for name in names]
+            found.append(f"thread's root {os.readlink(f'/proc/self/task/{task}/root')}")
+        return sorted(found)
+
+    def left(self):
+        """What is there and was not; the kernel and the keeper take some things away in the background."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            now = self.look()
+            new, gone = Counter(now) - Counter(self.before), Counter(self.before) - Counter(now)
+            if not (new or gone) or time.monotonic() > deadline:
+                self.before = now
+                return [*new.elements(), *(f"nothing of {line}" for line in gone.elements())]
+            time.sleep(0.005)
+
+    def check(self):
+        """Fail unless everything is as it was."""
+        assert self.left() == []
+
+
+def children():
+    return [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+
+
+def descriptors(pid):
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            yield fd, os.readlink(f"/proc/{pid}/fd/{fd}").replace(f"/proc/{os.getpid()}/fd", "itself")
+
+
+@EVERY_KIND
+def test_closing_twice_is_closing_once(kind, trace):
+    """The second close does nothing, and nothing is left after the first."""
+    one = kind()
+    assert not one.closed
+    one.close()
+    assert one.closed
+    one.close()
+    trace.check()
+
+
+@EVERY_KIND
+def test_an_exception_in_the_body_comes_through_and_closes(kind, trace):
+    """`with` is lifetime: the object ends with the block, and the exception is nobody else's."""
+    with pytest.raises(ZeroDivisionError), kind() as one:
+        raise ZeroDivisionError
+    assert one.closed
+    trace.check()
+
+
+@EVERY_KIND
+def test_use_after_close_is_a_closed_error(kind):
+    """Every verb says that the object is closed, and which object that was."""
+    one = kind()
+    place = one.a if kind is VethPair else one
+    one.close()
+    for use in (
+        lambda: place.run(["true"]),
+        lambda: place.popen(["true"]),
+        lambda: place.call(int),
+        lambda: place.call_in_child(int),
+        one.__enter__,
+    ):
+        with pytest.raises(ClosedError, match=kind.kind):
+            use()
+    assert "closed" in repr(one)
+
+
+@EVERY_KIND
+def test_an_unclosed_object_warns_and_is_closed(kind, trace):
+    """Losing the last reference is a ResourceWarning that names the kind, and nothing is left."""
+    one = kind()
+    with pytest.warns(ResourceWarning, match=f"unclosed {kind.kind}"):
+        del one
+        gc.collect()
+    trace.check()
+
+
+@EVERY_KIND
+def test_a_closed_object_does_not_warn(kind):
+    """Only what was left open is reported."""
+    kind().close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gc.collect()
+
+
+@EVERY_KIND
+def test_with_on_a_builders_object_is_a_type_error(kind):
+    """A builder's object lives as long as its builder: `with` names `inside` instead, and closes nothing."""
+    with Isolation() as builder:
+        one = getattr(builder, kind.kind)()
+        with pytest.raises(TypeError, match="inside"), one:
+            pass
+        assert not one.closed
+    assert one.closed
+
+
+@EVERY_KIND
+def test_an_object_in_a_forked_copy_refuses_and_closes_nothing(kind):
+    """A fork has let go of the descriptors: use there is an error, and close there leaves the original alone."""
+    with kind() as one:
+        place = one.a if kind is VethPair else one
+
+        def in_child():
+            with pytest.raises(ClosedError, match="fork"):
+                place.run(["true"])
+            one.close()
+            return True
+
+        with NetNamespace() as elsewhere:
+            assert elsewhere.call_in_child(in_child)
+        assert not one.closed
+        if kind.kind != "chroot_root":
+            assert place.run(["true"]).returncode == 0
+
+
+# -- taken away from outside
+
+
+def test_a_pid_namespace_whose_init_was_killed_closes_quietly(trace):
+    """Its end from outside is proven, so close has nothing to say; use before that is a ClosedError."""
+    one = PidNamespace()
+    os.kill(one.init_pid, signal.SIGKILL)
+    assert one.wait_init() == -signal.SIGKILL
+    with pytest.raises(ClosedError, match="exited with -9"):
+        one.run(["true"])
+    one.close()
+    trace.check()
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_a_veth_pair_whose_link_was_deleted_closes_quietly(outer, trace):
+    """Deleting the link from inside is as good as closing it."""
+    pair = VethPair(outer=outer)
+    pair.b.run(["ip", "link", "delete", pair.b.ifname])
+    pair.close()
+    trace.check()
+
+
+def test_a_root_whose_directory_was_removed_closes_quietly(trace):
+    """The directory is gone, which is what close wants."""
+    from pytest_isolation import ChrootRoot
+
+    root = ChrootRoot()
+    shutil.rmtree(root.path)
+    root.close()
+    trace.check()
+
+
+@pytest.mark.parametrize("how", ["umount", "umount and unlink"])
+def test_a_netns_whose_published_name_was_taken_away_closes_quietly(how, trace):
+    """`ip netns delete` from outside is as good as closing."""
+    netns = NetNamespace()
+    path = netns.publish(f"conformance-{os.getpid()}")
+    syscalls.umount2(path)
+    if "unlink" in how:
+        path.unlink()
+    netns.close()
+    assert not path.exists()
+    trace.check()
+
+
+# -- every setup fails at each of its steps
+
+
+class Injected:
+    """Calls into the kernel, counted, in forked children as well; the `position`-th one fails with ENOMEM."""
+
+    def __init__(self, position):
+        self._position = position
+        self._shared = mmap.mmap(-1, 4096)
+
+    def step(self, words):
+        """Count a call; True when it is the one to fail."""
+        count = int.from_bytes(self._shared[:8], "little") + 1
+        self._shared[:8] = count.to_bytes(8, "little")
+        if count == self._position:
+            self._shared[8 : 8 + len(words)] = words.encode()
+        return count == self._position
+
+    @property
+    def call(self):
+        """The call that failed, or an empty string."""
+        return self._shared[8:100].rstrip(b"\0").decode()
+
+
+_OS_CALLS = ("open", "dup", "mkdir", "chmod", "memfd_create", "pidfd_open", "pipe2", "symlink", "mknod", "fork")
+
+
+@contextlib.contextmanager
+def failing_at(position):
+    """For the block: the `position`-th call of this package into the kernel, or to the keeper, fails."""
+    injected = Injected(position)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def wrap(owner, name, words, error):
+            original = getattr(owner, name)
+
+            def call(*args, **kwargs):
+                caller = sys._getframe(1).f_globals.get("__name__", "")
+                if caller.startswith("pytest_isolation") and injected.step(words):
+                    raise error()
+                return original(*args, **kwargs)
+
+            patch.setattr(owner, name, call)
+
+        for name, value in list(vars(syscalls).items()):
+            if callable(value) and value.__module__ == syscalls.__name__ and name[0] not in "_" and name.islower():
+                if name not in {"fail", "flag_names"}:
+                    wrap(syscalls, name, f"{name}(", lambda name=name: KernelError(errno.ENOMEM, f"{name}(injected)"))
+        for name in ("do", "link", "links", "ifindex", "wait_usable", "__init__"):
+            words = f"rtnetlink.{name}("
+            wrap(rtnetlink.Socket, name, words, lambda words=words: KernelError(errno.ENOMEM, f"{words}injected)"))
+        words = "keeper.ask("
+        wrap(keeper_client.KeeperClient, "ask", words, lambda: KernelError(errno.ENOMEM, "keeper.ask(injected)"))
+        wrap(ledger.Entry, "__init__", "ledger(", lambda: OSError(errno.ENOMEM, "no memory", "ledger(injected)"))
+        for name in _OS_CALLS:
+            words = f"os.{name}("
+            wrap(os, name, words, lambda words=words: OSError(errno.ENOMEM, "no memory", f"{words}injected)"))
+        yield injected
+
+
+def every_step(make, trace, after=lambda: None, limit=200):
+    """Make it with a failure at call 1, 2, 3, ... until it succeeds, and check each; returns what was made."""
+    findings = []
+    for position in range(1, limit):
+        with failing_at(position) as injected:
+            try:
+                made, failure = make(), None
+            except Exception as error:  # noqa: BLE001 - which one it has to be is checked below
+                failure = error
+        if not injected.call:
+            if failure is not None:
+                after()
+                raise failure
+            assert position > 1, "no step at all"
+            if findings:
+                made.close()
+                pytest.fail("\n".join(findings))
+            return made
+        where = f"step {position}, {injected.call}injected):"
+        if failure is None:
+            findings.append(f"{where} was not reported")
+        elif getattr(failure, "errno", None) != errno.ENOMEM:
+            findings.append(f"{where} was reported as {failure!r}")
+        elif getattr(failure, "__notes__", []):
+            findings.append(f"{where} {failure.__notes__}")
+        made = failure = None
+        after()
+        findings += [f"{where} left {line}" for line in trace.left()]
+    pytest.fail(f"more than {limit} steps")
+
+
+@EVERY_KIND
+def test_a_setup_that_fails_at_any_step_leaves_nothing(kind, trace):
+    """ENOMEM at the first call into the kernel, at the second, ...: raised, and everything before it undone."""
+    with every_step(kind, trace) as one:
+        place = one.a if kind is VethPair else one
+        if kind.kind != "chroot_root":
+            assert place.run(["true"]).returncode == 0
+    trace.check()
+
+
+VARIANTS = {
+    "veth_pair-outer": lambda builder: builder.veth_pair(outer=True),
+    "veth_pair-given": lambda builder: builder.veth_pair(netns=(builder.space, None)),
+    "pid_namespace-init": lambda builder: builder.pid_namespace(init=["sleep", "1000"]),
+    "mount_namespace-copy": lambda builder: builder.mount_namespace(copy_of=builder.mounts),
+    "uts_namespace-named": lambda builder: builder.uts_namespace(hostname="happy", domainname="life"),
+    "chroot_root-pivot": lambda builder: builder.chroot_root("/bin/true", pivot=True).run(["/bin/true"]),
+    "chroot_root-bind": lambda builder: builder.chroot_root().bind("/usr", "/usr", readonly=True),
+    "netns-user": lambda builder: builder.netns(user=builder.user),
+    "veth_pair-user": lambda builder: builder.veth_pair(user=builder.user),
+    "pid_namespace-user": lambda builder: builder.pid_namespace(user=builder.user),
+    "mount_namespace-user": lambda builder: builder.mount_namespace(user=builder.user),
+}
+
+
+class Builder:
+    """Makes a variant; beside it stands what some of them need."""
+
+    def __init__(self, space, mounts, user):
+        self.space, self.mounts, self.user = space, mounts, user
+        self._builder = None
+
+    def __getattr__(self, name):
+        return getattr(self._builder, name)
+
+    def attempt(self, variant):
+        self._builder = Isolation()
+        variant(self)
+        return self
+
+    def close(self):
+        self._builder.close()
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_a_variant_that_fails_at_any_step_leaves_nothing(variant):
+    """The same for what arguments add to a setup, and for what is done to an object later."""
+    with NetNamespace() as space, MountNamespace() as mounts, UserNamespace() as user:
+        start_run()
+        for one in (space, mounts, user):
+            one.run(["true"])
+        builder = Builder(space, mounts, user)
+        builder.attempt(variant).close()
+        every_step(lambda: builder.attempt(variant), Trace(), after=builder.close).close()
+
+
+def test_a_publication_that_fails_at_any_step_leaves_no_name(trace):
+    """After each failure the netns lives on without a name, and the same name can be published."""
+    name = f"conformance-{os.getpid()}"
+    with NetNamespace() as netns:
+        trace = Trace()
+
+        def publish():
+            netns.publish(name)
+            return netns
+
+        every_step(publish, trace)
+    assert not Path("/run/netns", name).exists()
