@@ -6,7 +6,7 @@ Each default takes indirect parametrisation with the builder method's arguments:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -65,7 +65,15 @@ def module_isolation() -> Iterator[Isolation]:
 @pytest.fixture(scope="package")
 def package_isolation() -> Iterator[Isolation]:
     """A builder whose objects live as long as the package; what a test starts on them ends with that test."""
-    yield from _builder()
+    from pytest_isolation.objects import _process
+    from pytest_isolation.objects.isolation import Isolation
+
+    _process.current_scope = scopes.current
+    builders = scopes.PackageBuilders(Isolation)
+    scopes.package_builders.append(builders)
+    yield cast("Isolation", builders)
+    scopes.package_builders.remove(builders)
+    builders.leave(None)
 
 
 @pytest.fixture(scope="session")

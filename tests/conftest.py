@@ -96,14 +96,19 @@ class Machine:
         }
 
     @classmethod
-    def changes(cls, before: set[str], mark: str) -> list[str]:
-        """What is different from `before`, and neither goes away in time nor belongs to another run."""
+    def additions(cls, before: set[str], mark: str) -> list[str]:
+        """What is there and was not before, and neither goes away in time nor belongs to another run."""
+        return cls.changes(before, mark, gone=False)
+
+    @classmethod
+    def changes(cls, before: set[str], mark: str, *, gone: bool = True) -> list[str]:
+        """The same, and what has gone."""
         deadline = time.monotonic() + PATIENCE_S
         lasting: set[str] | None = None
         while True:
             now = cls.look()
             different = {f"new: {thing}" for thing in cls.own(now - before, mark)}
-            different |= {f"gone: {thing}" for thing in before - now}
+            different |= {f"gone: {thing}" for thing in before - now if gone}
             different |= {f"process {pid}: {command}" for pid, command in cls.processes(mark).items()}
             lasting = different if lasting is None else lasting & different
             if not lasting or time.monotonic() > deadline:
@@ -131,7 +136,9 @@ def pytest_cmdline_main(config):
     if findings:
         print("\nERROR: the suite did not leave the machine as it found it:", *findings, sep="\n  ", file=sys.stderr)
     if _unexpected_skips:
-        print("\nERROR: skipped, and not on the list of EXPECTED_SKIPS:", *_unexpected_skips, sep="\n  ", file=sys.stderr)
+        print(
+            "\nERROR: skipped, and not on the list of EXPECTED_SKIPS:", *_unexpected_skips, sep="\n  ", file=sys.stderr
+        )
     return pytest.ExitCode.TESTS_FAILED if (findings or _unexpected_skips) and not status else status
 
 

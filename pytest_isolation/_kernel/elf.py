@@ -15,7 +15,7 @@ def interpreter(file: BinaryIO) -> str | None:
     """The loader that an ELF file names (PT_INTERP); None for anything else, static programs included. elf(5)"""
     file.seek(0)
     head = file.read(64)
-    if head[:4] != b"\x7fELF" or len(head) < 52:
+    if head[:4] != b"\x7fELF" or len(head) < (64 if head[4:5] == b"\2" else 52):
         return None
     wide, order = head[4] == 2, "<" if head[5] == 1 else ">"
     start = struct.unpack_from(order + ("Q" if wide else "I"), head, 32 if wide else 28)[0]
@@ -38,8 +38,9 @@ def script_interpreter(file: BinaryIO) -> tuple[str, str] | None:
     line = file.read(256).partition(b"\n")[0]
     if not line.startswith(b"#!"):
         return None
-    program, _, argument = line[2:].strip().decode(errors="surrogateescape").partition(" ")
-    return program, argument.strip()
+    words = line[2:].strip(b" \t").decode(errors="surrogateescape")
+    program, *argument = re.split(r"[ \t]+", words, maxsplit=1)
+    return program, "".join(argument)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def echo_request(version: int, identifier: int, sequence: int, payload: bytes) -
 def read(version: int, data: bytes) -> tuple[str, int, int] | None:
     """What came in: ("reply" or the name of an error, identifier, sequence); None for anything else."""
     if version == 4:
-        data = data[(data[0] & 15) * 4 :]
+        data = data[(data[0] & 15) * 4 :] if data else b""
     if len(data) < 8:
         return None
     kind, code, _, identifier, sequence = struct.unpack_from("!BBHHH", data)

@@ -34,7 +34,9 @@ IFF_UP, IFF_LOOPBACK, IFF_LOWER_UP = 0x1, 0x8, 0x10000
 IFA_F_NODAD, IFA_F_TENTATIVE = 0x02, 0x40
 _RTNLGRP_IPV6_IFADDR = 9
 _NETLINK_ADD_MEMBERSHIP, _NETLINK_DROP_MEMBERSHIP = 1, 2
-_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
+_SOL_NETLINK, _NETLINK_EXT_ACK = 270, 11
+#: The kernel fills at most this much of an answer; more would cost an mmap(2) a time.
+_DATAGRAM_MAX = 1 << 15
 _FLAGS = {
     0x1: "UP", 0x2: "BROADCAST", 0x8: "LOOPBACK", 0x10: "POINTOPOINT", 0x40: "RUNNING", 0x80: "NOARP",
     0x100: "PROMISC", 0x1000: "MULTICAST", 0x10000: "LOWER_UP", 0x20000: "DORMANT",
@@ -295,32 +297,32 @@ class Socket:
         self.close()
 
     def do(self, *messages: Message) -> None:
-        """Send the messages in one batch and wait for each acknowledgement.
+        """Send the messages in one batch and wait until the kernel has done them.
 
         Raises:
             KernelError: the first that was refused, with the kernel's own words; the later ones were tried too.
         """
         if not self._extended:
             self._extended = True
-            for option in (_NETLINK_EXT_ACK, _NETLINK_CAP_ACK):
-                self._socket.setsockopt(_SOL_NETLINK, option, 1)
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         with self._busy:
             first = self._sequence + 1
+            self._sequence = last = self._sequence + len(messages)
             parts = []
-            for message in messages:
-                self._sequence += 1
+            for sequence, message in enumerate(messages, first):
                 length = 16 + len(message.payload)
-                flags = NLM_F_REQUEST | NLM_F_ACK | message.flags
-                parts.append(struct.pack("=IHHII", length, message.kind, flags, self._sequence, 0))
+                # An error is always reported: only the last one needs an acknowledgement.
+                flags = NLM_F_REQUEST | message.flags | (NLM_F_ACK if sequence == last else 0)
+                parts.append(struct.pack("=IHHII", length, message.kind, flags, sequence, 0))
                 parts.append(message.payload + b"\0" * (-length % 4))
             self._socket.send(b"".join(parts))
             failure: KernelError | None = None
-            waiting = len(messages)
-            while waiting:
-                for kind, sequence, flags, payload in self._receive():
-                    if kind != NLMSG_ERROR or sequence < first:
+            sequence = 0
+            while sequence != last:
+                for kind, answered, flags, payload in self._receive():
+                    if kind != NLMSG_ERROR or answered < first:
                         continue  # a notification
-                    waiting -= 1
+                    sequence = answered
                     number = -struct.unpack_from("=i", payload)[0]
                     if number and failure is None:
                         failure = KernelError(number, messages[sequence - first].words, _extended_ack(payload, flags))
@@ -392,14 +394,14 @@ class Socket:
                 found.append(Neighbour(ip_address(values[1]), mac, names.get(ifindex, "?"), name))
         return tuple(found)
 
-    def ifindex(self, ifname: str) -> int:
-        """The number of the link of that name.
+    def ifindexes(self, ifname: str) -> tuple[int, int]:
+        """The number of the link of that name, and of a veth's the peer's (in the peer's namespace), else 0.
 
         Raises:
             KernelError: ENODEV, there is no such link.
         """
-        request = _ifinfo(0) + text(3, ifname)
-        return int(struct.unpack_from("=i", self._get(RTM_GETLINK, request, f"RTM_GETLINK({ifname})"), 4)[0])
+        answer = self._get(RTM_GETLINK, _ifinfo(0) + text(3, ifname), f"RTM_GETLINK({ifname})")
+        return struct.unpack_from("=i", answer, 4)[0], _optional(attributes(answer[16:]), 5) or 0  # IFLA_LINK
 
     def _get(self, kind: int, request: bytes, words: str) -> bytes:
         with self._busy:
@@ -450,7 +452,7 @@ class Socket:
 
     def _receive(self) -> list[tuple[int, int, int, bytes]]:
         """One datagram, as (type, sequence, flags, payload); notes what it says of usable addresses."""
-        answers = list(_split(self._socket.recv(1 << 17)))
+        answers = list(_split(self._socket.recv(_DATAGRAM_MAX)))
         if self._usable is not None:
             for kind, _, _, payload in answers:
                 if kind == RTM_NEWADDR:

@@ -80,7 +80,14 @@ def setns(fd: int, flags: int) -> None:
 
 
 def _path(path: str | os.PathLike[str] | None) -> bytes | None:
-    return None if path is None else os.fsencode(path)
+    """As the call wants it; C would end a path silently at its first NUL."""
+    if path is None:
+        return None
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        message = f"embedded NUL in {os.fspath(path)!r}"
+        raise ValueError(message)
+    return encoded
 
 
 def mount(
@@ -91,7 +98,7 @@ def mount(
     data: str | None = None,
 ) -> None:
     """Mount, bind, remount, or change propagation. mount(2)"""
-    encoded = None if data is None else os.fsencode(data)
+    encoded = _path(data)
     if _mount(_path(source), _path(target), _path(fstype), flags, encoded):
         words = [repr(os.fspath(item)) if item is not None else "NULL" for item in (source, target, fstype)]
         shown = "NULL" if data is None else repr(data)
@@ -100,7 +107,7 @@ def mount(
 
 def umount2(target: str | os.PathLike[str], flags: int = 0) -> None:
     """Unmount; MNT_DETACH lets go of it at once and frees it when the last user has gone. umount2(2)"""
-    if _umount2(os.fsencode(target), flags):
+    if _umount2(_path(target), flags):
         fail(ctypes.get_errno(), f"umount2({os.fspath(target)!r}, {'MNT_DETACH' if flags else '0'})")
 
 
@@ -143,7 +150,7 @@ def clone(flags: int) -> int:
 def pivot_root(new_root: str, put_old: str) -> None:
     """Make `new_root` the root of the calling thread's mount namespace. pivot_root(2)"""
     call = f"pivot_root({new_root!r}, {put_old!r})"
-    _call(_PIVOT_ROOT, call, ctypes.c_char_p(os.fsencode(new_root)), ctypes.c_char_p(os.fsencode(put_old)))
+    _call(_PIVOT_ROOT, call, ctypes.c_char_p(_path(new_root)), ctypes.c_char_p(_path(put_old)))
 
 
 class _OpenHow(ctypes.Structure):
@@ -155,9 +162,7 @@ def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = 0) 
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     call = f"openat2({dirfd}, {path!r}, {{flags={flags:#o}, mode={mode:#o}, resolve={resolve:#x}}})"
     size = ctypes.c_size_t(ctypes.sizeof(how))
-    return _call(
-        _NUMBERS["openat2"], call, ctypes.c_int(dirfd), ctypes.c_char_p(os.fsencode(path)), ctypes.byref(how), size
-    )
+    return _call(_NUMBERS["openat2"], call, ctypes.c_int(dirfd), ctypes.c_char_p(_path(path)), ctypes.byref(how), size)
 
 
 def open_tree(path: str | os.PathLike[str], flags: int) -> int:
@@ -167,7 +172,7 @@ def open_tree(path: str | os.PathLike[str], flags: int) -> int:
         _NUMBERS["open_tree"],
         call,
         ctypes.c_int(uapi.AT_FDCWD),
-        ctypes.c_char_p(os.fsencode(path)),
+        ctypes.c_char_p(_path(path)),
         ctypes.c_uint(flags | uapi.OPEN_TREE_CLOEXEC),
     )
 
@@ -183,7 +188,7 @@ def move_mount(tree: int, target: str | int) -> None:
         ctypes.c_int(tree),
         ctypes.c_char_p(b""),
         ctypes.c_int(dirfd),
-        ctypes.c_char_p(os.fsencode(path)),
+        ctypes.c_char_p(_path(path)),
         ctypes.c_uint(flags),
     )
 
@@ -214,7 +219,7 @@ def fs_mount(
 
 
 def _fsconfig(context: int, command: int, key: str | None, value: str | None) -> None:
-    arguments = [ctypes.c_char_p(None if text is None else os.fsencode(text)) for text in (key, value)]
+    arguments = [ctypes.c_char_p(_path(text)) for text in (key, value)]
     number = ctypes.c_long(_NUMBERS["fsconfig"])
     if _syscall(number, ctypes.c_int(context), ctypes.c_uint(command), *arguments, ctypes.c_int(0)) < 0:
         number_of_error = ctypes.get_errno()

@@ -50,6 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     """A fixture that this kernel cannot build skips its test."""
+    scopes.enter_package(item)
     with requirements.unsupported_skips(item, strict=item.config.stash[_SETTINGS].strict):
         return (yield)
 
@@ -72,12 +73,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, Any, Any]:
     """After the test's own fixtures: end what it started on objects of a wider scope."""
     try:
         return (yield)
     finally:
         scopes.end(item)
+        scopes.leave_packages(nextitem)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def remove_all(folder: str | Path) -> None:
 def remove(entry: dict[str, Any]) -> None:
     """Remove one object, if it is still the one that was listed."""
     if entry["kind"] == "published":
-        unpublish(entry["path"], entry["made_directory"])
+        unpublish(entry["path"])
     elif entry["kind"] == "directory":
         shutil.rmtree(entry["path"])  # its name holds 128 random bits: nobody else's
     elif entry["kind"] == "link":
@@ -80,16 +81,23 @@ def remove(entry: dict[str, Any]) -> None:
 
         with rtnetlink.Socket() as socket:
             if any(link.alias == entry["alias"] for link in socket.links() if link.ifname == entry["ifname"]):
-                socket.do(rtnetlink.delete_link(socket.ifindex(entry["ifname"])))
+                socket.do(rtnetlink.delete_link(socket.ifindexes(entry["ifname"])[0]))
 
 
-def unpublish(path: str, made_directory: bool) -> None:  # noqa: FBT001 - one word of the entry
-    """Take a published name away: its bind mount, its file, and the directory if we made it and it is empty."""
+def published_directory(path: Path) -> None:
+    """Make the directory of a published name where it is missing, and mark it, by the sticky bit, as made by a run."""
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o755 | stat.S_ISVTX)
+
+
+def unpublish(path: str) -> None:
+    """Take a published name away: its bind mount, its file, and the directory if a run made it and it is empty now."""
     from pytest_isolation._kernel import syscalls, uapi
 
     with contextlib.suppress(OSError):
         syscalls.umount2(path, uapi.MNT_DETACH)
     Path(path).unlink(missing_ok=True)
-    if made_directory:
-        with contextlib.suppress(OSError):
-            Path(path).parent.rmdir()
+    directory = Path(path).parent
+    with contextlib.suppress(OSError):
+        if directory.stat().st_mode & stat.S_ISVTX:
+            directory.rmdir()

@@ -75,9 +75,10 @@ def call_in_child(
 
 def _read_until_exit(fd: int, pid: int) -> bytes:
     """Read to the end of file, or until the child has exited whoever else holds the pipe."""
-    pidfd = os.pidfd_open(pid)
+    pidfd = -1
     chunks = []
     try:
+        pidfd = os.pidfd_open(pid)
         os.set_blocking(fd, False)
         poll = select.poll()
         poll.register(fd, select.POLLIN)
@@ -93,12 +94,12 @@ def _read_until_exit(fd: int, pid: int) -> bytes:
             elif chunk == b"" or pidfd in ready:
                 return b"".join(chunks)
     except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)  # our own child, not waited for yet: the number is still its
         os.waitpid(pid, 0)
         raise
     finally:
-        os.close(pidfd)
+        if pidfd >= 0:
+            os.close(pidfd)
 
 
 def _be_child(pipe: int, enter: Callable[[Callable[[], None]], None], fn: Callable[[], object]) -> NoReturn:

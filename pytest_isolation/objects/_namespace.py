@@ -9,7 +9,7 @@ from pytest_isolation._kernel import procfs, syscalls, uapi
 from pytest_isolation._state.keeper_client import keeper
 from pytest_isolation._state.run import run
 from pytest_isolation._state.spawner import spawner
-from pytest_isolation.objects._object import KernelObject
+from pytest_isolation.objects._object import KernelObject, check_kind
 from pytest_isolation.objects._place import Entry, Place
 from pytest_isolation.objects._process import Process, kill_all
 
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from pytest_isolation.objects.user import UserNamespace
 
 T = TypeVar("T")
+
+
+def check_user(user: object) -> None:
+    """Refuse anything but a user namespace, or None, as the argument `user`."""
+    from pytest_isolation.objects.user import UserNamespace  # it is a Namespace itself
+
+    check_kind("user", user, UserNamespace)
 
 
 class Namespace(KernelObject, Place):
@@ -61,6 +68,7 @@ class Namespace(KernelObject, Place):
 
     def _ask_for_namespace(self, user: UserNamespace | None, **more: Any) -> list[int]:
         """Have the keeper make it; holds what comes back."""
+        check_user(user)
         request: dict[str, Any] = {"op": "namespaces", "kinds": [self.namespace], **more}
         send: list[int] = []
         if user is not None:

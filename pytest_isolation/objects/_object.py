@@ -94,6 +94,13 @@ class Teardown:
             raise ExceptionGroup(message, errors)
 
 
+def check_kind(name: str, value: object, wanted: type[KernelObject]) -> None:
+    """Refuse anything but an object of a class, or None, as the argument `name`."""
+    if value is not None and not isinstance(value, wanted):
+        message = f"{name}={value!r}: allowed are a {wanted.__name__} and None"
+        raise TypeError(message)
+
+
 class KernelObject:
     """Base of everything that is made for a test and taken away again.
 

@@ -160,7 +160,7 @@ class Process(subprocess.Popen[Any]):
             spawn(lambda **more: subprocess.Popen.__init__(self, argv, **(more | options)))
             self.pidfd = os.pidfd_open(self.pid)
         except BaseException:
-            self._close_descriptors()
+            self._undo_start()
             raise
         finally:
             if self._writer >= 0:
@@ -179,6 +179,13 @@ class Process(subprocess.Popen[Any]):
         for name in ("stdout", "stderr"):
             if options.get(name) is None:
                 options[name] = writer
+
+    def _undo_start(self) -> None:
+        """Something failed on the way: if there is a process already, it does not stay."""
+        if getattr(self, "pid", None) is not None:
+            self.kill()
+            self.wait()
+        self.leave_descriptors()
 
     def _close_descriptors(self) -> None:
         for name in ("pidfd", "_log"):
@@ -300,7 +307,8 @@ class Process(subprocess.Popen[Any]):
     def leave_descriptors(self) -> None:
         """After it has been waited for: let go of what refers to it."""
         alive.discard(self)
-        for stream in (self.stdin, self.stdout, self.stderr):
+        for name in ("stdin", "stdout", "stderr"):
+            stream = getattr(self, name, None)  # absent where not even Popen.__init__ got that far
             if stream is not None:
                 stream.close()
         self._close_descriptors()

@@ -9,6 +9,7 @@ from pytest_isolation._kernel import procfs, syscalls, uapi
 from pytest_isolation._state.spawner import spawner
 from pytest_isolation.errors import KernelError
 from pytest_isolation.objects._namespace import Namespace
+from pytest_isolation.objects._object import check_kind
 
 if TYPE_CHECKING:
     from pytest_isolation._kernel.procfs import Mount
@@ -47,6 +48,7 @@ class MountNamespace(Namespace):
         self, *, propagation: str = "private", copy_of: MountNamespace | None = None, user: UserNamespace | None = None
     ) -> None:
         _check_propagation(propagation)
+        check_kind("copy_of", copy_of, MountNamespace)
         if copy_of is not None and user is not None:
             message = "copy_of= and user= do not go together: the copy belongs to the original's owner"
             raise ValueError(message)

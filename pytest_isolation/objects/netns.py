@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -304,20 +305,17 @@ class NetNamespace(Namespace):
         if os.geteuid() != 0:
             raise Unsupported("publish", f"an ordinary user cannot mount at {path}", "run as root")
         start_run()
-        made_directory = not _PUBLISHED.exists()
-        entry = ledger.Entry(run().id, "published", path=str(path), made_directory=made_directory)
-        self._teardown.push("strike the published name off the ledger", entry.strike)
-        if made_directory:
-            _PUBLISHED.mkdir(mode=0o755)
-        try:
-            os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-            self._teardown.push(f"unpublish {path}", lambda: ledger.unpublish(str(path), made_directory))
-        except OSError as error:
-            if made_directory:
-                _PUBLISHED.rmdir()
-            raise KernelError(error.errno or 0, f"open({str(path)!r}, O_CREAT|O_EXCL)") from error
-        with asking_for("publish"):
+        with contextlib.ExitStack() as undo, asking_for("publish"):
+            entry = ledger.Entry(run().id, "published", path=str(path))
+            undo.callback(entry.strike)
+            ledger.published_directory(_PUBLISHED)
+            try:
+                os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+            except OSError as error:
+                raise KernelError(error.errno or 0, f"open({str(path)!r}, O_CREAT|O_EXCL)") from error
+            undo.callback(ledger.unpublish, str(path))
             spawner().run(syscalls.mount, f"/proc/self/fd/{self._fd}", path, None, uapi.MS_BIND)
+            self._teardown.push(f"unpublish {path}", undo.pop_all().close)
         return path
 
     @property

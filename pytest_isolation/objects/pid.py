@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from pytest_isolation._kernel import procfs
 from pytest_isolation._state.keeper_client import keeper, start_run
 from pytest_isolation.errors import ClosedError, KernelError
-from pytest_isolation.objects._namespace import Namespace
+from pytest_isolation.objects._namespace import Namespace, check_user
 from pytest_isolation.objects._place import Entry
 from pytest_isolation.objects._process import Argument, check_argv, open_log, read_log
 
@@ -87,6 +87,7 @@ class PidNamespace(Namespace):
         proc: bool,  # noqa: FBT001
         user: UserNamespace | None,
     ) -> None:
+        check_user(user)
         self._user, self._processes = user, []
         start_run()
         request: dict[str, Any] = {"op": "init", "proc": proc, "argv": argv}

@@ -43,6 +43,9 @@ class UserNamespace(Namespace):
     ) -> None:
         self.uid_map: IdMap = _check_map("uid_map", [(0, os.geteuid(), 1)] if uid_map is None else uid_map)
         self.gid_map: IdMap = _check_map("gid_map", [(0, os.getegid(), 1)] if gid_map is None else gid_map)
+        if setgroups not in {None, True, False}:
+            message = f"setgroups={setgroups!r}: allowed are True, False and None"
+            raise ValueError(message)
         self.setgroups: bool = procfs.has_capability(_CAP_SETGID) if setgroups is None else bool(setgroups)
         self._create(self._make, on_spawner=False)
 

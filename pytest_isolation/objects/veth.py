@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import socket as _socket
-from ipaddress import ip_interface
+from ipaddress import IPv4Network, ip_interface
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, final
 
 from pytest_isolation._kernel import rtnetlink
@@ -243,7 +243,7 @@ class VethPair(KernelObject):
             message = f"mtu={mtu!r}: allowed are 68 to 65535 bytes"
             raise ValueError(message)
         if ipv4 is None:
-            ipv4 = _OUTER_IPV4 if outer else IPV4
+            ipv4 = _free_outer_addresses() if outer else IPV4
         if ipv6 is None:
             ipv6 = (None, None) if outer or (mtu is not None and mtu < _IPV6_MTU_MIN) else IPV6
         self._addresses = _addresses(tuple(_two(ipv4, "ipv4")), tuple(_two(ipv6, "ipv6")))
@@ -281,8 +281,9 @@ class VethPair(KernelObject):
         )
         if given[0] or given[1] or outer:
             self._teardown.push("delete the link", lambda: self._delete(names, homes))
+        ifindexes = a.rtnl.ifindexes(names[0])
         self.ends: tuple[VethEnd, ...] = tuple(
-            VethEnd(self, name, home.rtnl.ifindex(name), home) for name, home in zip(names, homes, strict=True)
+            VethEnd(self, name, ifindex, home) for name, ifindex, home in zip(names, ifindexes, homes, strict=True)
         )
         self.ends[0].peer, self.ends[1].peer = self.ends[1], self.ends[0]
         with a.rtnl.watching_addresses(), b.rtnl.watching_addresses():
@@ -318,7 +319,7 @@ class VethPair(KernelObject):
             if home.closed:
                 continue
             try:
-                home.rtnl.do(rtnetlink.delete_link(home.rtnl.ifindex(name)))
+                home.rtnl.do(rtnetlink.delete_link(home.rtnl.ifindexes(name)[0]))
             except KernelError as error:
                 if error.errno != errno.ENODEV:  # it went with another namespace
                     raise
@@ -438,5 +439,18 @@ def _parse_mac(mac: str | None) -> bytes | None:
 
 
 _IPV6_MTU_MIN = 1280
-#: For a pair with an end in the machine's own namespace: RFC 2544's range, which no network uses.
-_OUTER_IPV4 = ("198.18.0.1/30", "198.18.0.2/30")
+
+
+def _free_outer_addresses() -> tuple[str, str]:
+    """For a pair with an end in the machine's own namespace: a /30 of RFC 2544's range that has no route yet.
+
+    At random, as other runs choose as well: two would have to take the same of 32,768 within a millisecond.
+    """
+    with NetNamespace(outer=True) as outer:
+        taken = [route.destination for route in outer.routes(table=None) if route.destination.prefixlen]
+    base = IPv4Network("198.18.0.0/15")
+    while True:
+        network = IPv4Network((int(base.network_address) + 4 * secrets.randbelow(base.num_addresses // 4), 30))
+        if not any(network.overlaps(other) for other in taken if other.version == 4):
+            first, second = network.hosts()
+            return f"{first}/30", f"{second}/30"

@@ -1,4 +1,4 @@
-"""What the tests of kernel objects share: the state of the machine before and after, processes by pid, an ordinary user."""
+"""What the tests of kernel objects share: the machine before and after, processes by pid, an ordinary user."""
 
 import contextlib
 import json
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_isolation import PidNamespace, eventually
+from pytest_isolation import MountNamespace, PidNamespace, eventually, inside
+from pytest_isolation._kernel import uapi
 from pytest_isolation._state import ledger
 from pytest_isolation._state.keeper_client import keeper
 from pytest_isolation._state.run import run
@@ -55,7 +56,9 @@ def snapshot():
         "cgroups": sorted(entry.name for entry in os.scandir(cgroup) if entry.is_dir()) if cgroup else [],
         "roots": sorted(os.listdir(tempfile.gettempdir())),
         "ledger": sorted(os.listdir(folder)) if folder.exists() else [],
-        "namespaces": {name: os.readlink(f"/proc/thread-self/ns/{name}") for name in os.listdir("/proc/thread-self/ns")},
+        "namespaces": {
+            name: os.readlink(f"/proc/thread-self/ns/{name}") for name in os.listdir("/proc/thread-self/ns")
+        },
         "cwd and root": (os.getcwd(), os.stat("/").st_ino, os.stat("/").st_dev),
     }
 
@@ -95,7 +98,7 @@ def nothing_left(warm, tmp_path_factory, monkeypatch):
             new = machine() - outside
             assert not new, new
 
-        eventually(same, timeout=10.0)
+        eventually(same, timeout=30.0)
 
     return compare
 
@@ -115,6 +118,35 @@ def leaves_nothing_open(warm):
         assert {fd: name for fd, name in after.items() if before.get(fd) != name} == {}
 
     eventually(same)
+
+
+#: Where a root that leaks would do harm.
+SYSTEM = ("/boot", "/etc", "/home", "/opt", "/root", "/srv", "/usr", "/var", "/")
+
+
+@pytest.fixture
+def read_only_system(tmp_path_factory):
+    """The test's thread sees the machine's own directories read-only.
+
+    Tests of roots write to paths like /etc/passwd *in the root*, as root: were the package broken, or broken on purpose
+    to see these tests fail, they would write to the machine's. With this they get EROFS, and fail.
+    Returns the mount namespace that pytest lives in, as /proc shows it.
+    """
+    outside = os.readlink("/proc/thread-self/ns/mnt")
+    if os.geteuid() != 0:
+        yield outside
+        return
+    with MountNamespace() as space:
+        for path in {tempfile.gettempdir(), str(tmp_path_factory.getbasetemp()), "/run"}:
+            space.bind(path, path)
+        for path in filter(os.path.isdir, SYSTEM):
+            if path != "/":
+                space.bind(path, path)
+            space.mount(None, path, None, uapi.MS_BIND | uapi.MS_REMOUNT | uapi.MS_RDONLY)
+        with inside(space):
+            for path in filter(os.path.isdir, SYSTEM):
+                assert os.statvfs(path).f_flag & os.ST_RDONLY, path
+            yield outside
 
 
 def is_gone(pid):

@@ -10,6 +10,9 @@ import pytest
 
 from pytest_isolation import ChildError, ChrootRoot, ClosedError, KernelError, inside
 
+# What is tried here on paths of a root would be a disaster on the machine's own.
+pytestmark = pytest.mark.usefixtures("read_only_system")
+
 
 def tree(path):
     """Every path below a directory, with its type, its link target and its content."""
@@ -18,7 +21,9 @@ def tree(path):
         for name in [*folders, *files]:
             full = Path(folder, name)
             status = full.lstat()
-            content = os.readlink(full) if full.is_symlink() else full.read_bytes() if stat.S_ISREG(status.st_mode) else None
+            content = (
+                os.readlink(full) if full.is_symlink() else full.read_bytes() if stat.S_ISREG(status.st_mode) else None
+            )
             found[str(full.relative_to(path))] = (status.st_mode, status.st_mtime_ns, content)
     return found
 
@@ -55,7 +60,7 @@ def test_it_is_empty(chroot_root):
 
 
 def test_a_program_with_just_what_it_loads(chroot_root):
-    """bash runs in it; every file in it is bash, its loader, its libraries, or the way to them."""
+    """A shell runs in it; every file in it is bash, its loader, its libraries, or the way to them."""
     chroot_root.add("/bin/bash")
     assert chroot_root.run(["/bin/bash", "-c", "pwd; echo $BASH_VERSION"]).stdout.startswith("/\n")
     wanted = {str(Path("/bin/bash").resolve())}
@@ -71,7 +76,10 @@ def test_a_program_with_just_what_it_loads(chroot_root):
 def test_a_name_is_found_in_path(chroot_root):
     """Several at once, too."""
     chroot_root.add("sh", "ls", "cat")
-    assert "bin" in chroot_root.run([shutil.which("ls"), "/"]).stdout or "usr" in chroot_root.run([shutil.which("ls"), "/"]).stdout
+    assert (
+        "bin" in chroot_root.run([shutil.which("ls"), "/"]).stdout
+        or "usr" in chroot_root.run([shutil.which("ls"), "/"]).stdout
+    )
 
 
 def test_links_stay_links(chroot_root, tmp_path):
@@ -98,7 +106,7 @@ def test_a_script_with_its_interpreter(chroot_root, tmp_path):
 
 
 def test_a_script_that_finds_its_interpreter_by_env(chroot_root, tmp_path):
-    """env and what it will find come both."""
+    """Both env and what it will find come."""
     script = tmp_path / "script"
     script.write_text("#!/usr/bin/env sh\necho found\n")
     script.chmod(0o755)
@@ -110,7 +118,9 @@ def test_a_static_program_needs_nothing(chroot_root, tmp_path):
     """No loader, no libraries."""
     source = tmp_path / "static.c"
     source.write_text("int main(void) { return 42; }")
-    if subprocess.run(["gcc", "-static", "-o", tmp_path / "static", source], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["gcc", "-static", "-o", tmp_path / "static", source], check=False, capture_output=True
+    ).returncode:
         pytest.skip("no C compiler with a static C library")
     chroot_root.add(tmp_path / "static")
     assert chroot_root.run([tmp_path / "static"], check=False).returncode == 42
@@ -148,7 +158,11 @@ def test_add_tree_mkdir_mknod(chroot_root, tmp_path):
     assert stat.S_IMODE((chroot_root.path / "a/b/c").stat().st_mode) == 0o700
     chroot_root.mknod("/dev/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     status = (chroot_root.path / "dev/null").stat()
-    assert (stat.S_ISCHR(status.st_mode), stat.S_IMODE(status.st_mode), status.st_rdev) == (True, 0o666, os.makedev(1, 3))
+    assert (stat.S_ISCHR(status.st_mode), stat.S_IMODE(status.st_mode), status.st_rdev) == (
+        True,
+        0o666,
+        os.makedev(1, 3),
+    )
     chroot_root.mknod("/fifo", stat.S_IFIFO | 0o600)
     assert stat.S_ISFIFO((chroot_root.path / "fifo").stat().st_mode)
     with pytest.raises(KernelError, match=r"mknod\('/fifo'.*EEXIST"):
@@ -167,7 +181,7 @@ def test_bind(isolation, tmp_path, pivot, nothing_left):
     assert root.run(["/bin/cat", "/mnt/shared/file", "/mnt/file"]).stdout == "of the hostof the host"
     root.run(["/bin/sh", "-c", "echo from inside >/mnt/shared/new"])
     assert (tmp_path / "shared/new").read_text() == "from inside\n"
-    with pytest.raises(ChildError, match="(?i)read-only"):
+    with pytest.raises(ChildError, match=r"(?i)read-only"):
         root.run(["/bin/sh", "-c", "echo no >/mnt/file"])
     assert Path("/proc/self/mountinfo").read_text() == mounts
     assert os.listdir(root.path / "mnt/shared") == []
@@ -179,7 +193,7 @@ def test_bind(isolation, tmp_path, pivot, nothing_left):
 
 
 @pytest.mark.parametrize("pivot", [False, True])
-def test_only_the_root_is_separated(isolation, pivot):
+def test_only_the_root_is_separated(isolation, read_only_system, pivot):
     """From outside it is a process like any other, whose root link points to the new root."""
     root = isolation.chroot_root("/bin/sh", pivot=pivot)
     with root.popen(["/bin/sh", "-c", "echo up; read never"], ready="line:up", stdin=subprocess.PIPE) as process:
@@ -188,7 +202,7 @@ def test_only_the_root_is_separated(isolation, pivot):
         assert os.path.samestat(os.stat(f"/proc/{process.pid}/root"), os.stat(root.path))
         assert os.path.samestat(os.stat(f"/proc/{process.pid}/cwd"), os.stat(root.path))
         assert os.readlink(f"/proc/{process.pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
-        assert (os.readlink(f"/proc/{process.pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")) is not pivot
+        assert (os.readlink(f"/proc/{process.pid}/ns/mnt") == read_only_system) is not pivot
     assert os.stat("/").st_ino == os.stat(f"/proc/{os.getpid()}/root").st_ino
 
 
@@ -300,7 +314,10 @@ def test_what_cannot_be_added(chroot_root, tmp_path):
         ("/no/such/program", "there is no program '/no/such/program'"),
         ("no-such-program", "there is no program 'no-such-program' in PATH"),
         (tmp_path, "there is no program"),
-        (broken(tmp_path, "#!/no/such/interpreter\n"), "script, and its interpreter '/no/such/interpreter' does not exist"),
+        (
+            broken(tmp_path, "#!/no/such/interpreter\n"),
+            "script, and its interpreter '/no/such/interpreter' does not exist",
+        ),
     ]
     for program, fragment in table:
         with pytest.raises(FileNotFoundError, match=fragment):
@@ -318,7 +335,9 @@ def test_a_library_that_the_host_does_not_have(chroot_root, tmp_path):
     gcc = ["gcc", "-o"]
     try:
         subprocess.run([*gcc, tmp_path / "libhere.so", "-shared", tmp_path / "lib.c"], check=True, capture_output=True)
-        subprocess.run([*gcc, tmp_path / "main", tmp_path / "main.c", "-L", tmp_path, "-lhere"], check=True, capture_output=True)
+        subprocess.run(
+            [*gcc, tmp_path / "main", tmp_path / "main.c", "-L", tmp_path, "-lhere"], check=True, capture_output=True
+        )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no C compiler")
     with pytest.raises(FileNotFoundError, match=r"main needs libhere.so, which the loader .* does not find"):
@@ -333,7 +352,9 @@ def test_a_library_found_by_its_own_path(chroot_root, tmp_path):
     (tmp_path / "lib").mkdir()
     gcc = ["gcc", "-o"]
     try:
-        subprocess.run([*gcc, tmp_path / "lib/libhere.so", "-shared", tmp_path / "lib.c"], check=True, capture_output=True)
+        subprocess.run(
+            [*gcc, tmp_path / "lib/libhere.so", "-shared", tmp_path / "lib.c"], check=True, capture_output=True
+        )
         link = ["-L", tmp_path / "lib", "-lhere", "-Wl,-rpath,$ORIGIN/lib"]
         subprocess.run([*gcc, tmp_path / "main", tmp_path / "main.c", *link], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -346,12 +367,13 @@ def test_a_library_found_by_its_own_path(chroot_root, tmp_path):
 # -- hostile roots: links in it that lead outside
 
 
+#: Where a link in the root leads: {outside} is a directory of the host's, {up} the way there, {pid} pytest.
 LINKS = {
-    "absolute": lambda outside, root: str(outside / "etc"),
-    "relative": lambda outside, root: os.path.relpath(outside / "etc", root),
-    "many dots": lambda outside, root: "../" * 40 + str(outside / "etc").lstrip("/"),
-    "dangling": lambda outside, root: str(outside / "etc/new"),
-    "/proc's magic": lambda outside, root: f"/proc/{os.getpid()}/cwd/etc",
+    "absolute": "{outside}/etc",
+    "relative": "{up}/etc",
+    "many dots": "../../../../../../../../../../../../../../../../../../../..{outside}/etc",
+    "dangling": "{outside}/etc/new",
+    "/proc's magic": "/proc/{pid}/cwd/etc",
 }
 
 
@@ -361,27 +383,37 @@ LINKS = {
     [
         lambda root, host: root.add(host),
         lambda root, host: root.add_tree(host.parent, "/etc"),
-        lambda root, host: root.mkdir("/etc/below/more"),
-        lambda root, host: root.mknod("/etc/node", stat.S_IFIFO | 0o600),
-        lambda root, host: root.mknod("/etc/passwd", stat.S_IFREG | 0o600),
+        lambda root, _: root.mkdir("/etc/below/more"),
+        lambda root, _: root.mknod("/etc/node", stat.S_IFIFO | 0o600),
+        lambda root, _: root.mknod("/etc/passwd", stat.S_IFREG | 0o600),
         lambda root, host: root.bind(host, "/etc/bound"),
         lambda root, host: root.bind(host.parent, "/etc/bound/directory"),
         lambda root, host: root.add_tree(host.parent, "/etc/passwd"),
     ],
-    ids=["add", "add_tree", "mkdir", "mknod", "mknod a file", "bind a file", "bind a directory", "add_tree over a file"],
+    ids=[
+        "add",
+        "add_tree",
+        "mkdir",
+        "mknod",
+        "mknod a file",
+        "bind a file",
+        "bind a directory",
+        "add_tree over a file",
+    ],
 )
 def test_nothing_is_written_outside(outside, root_at, tmp_path, monkeypatch, write, kind):
     """`etc` in the root is a link to a directory of the host: what is written there lands in the root, or nowhere."""
     monkeypatch.chdir(outside)
     path = tmp_path / "root"
     path.mkdir()
-    (path / "etc").symlink_to(LINKS[kind](outside, path))
+    target = LINKS[kind].format(outside=outside, up=os.path.relpath(outside, path), pid=os.getpid())
+    (path / "etc").symlink_to(target)
     # A program of the host's in a directory called /etc, for `add`: the root's own `etc` is the trap.
     host = tmp_path / "host/etc/program"
     host.parent.mkdir(parents=True)
     shutil.copy("/bin/true", host)
     (path / str(host.parent.parent).lstrip("/")).mkdir(parents=True)
-    (path / str(host.parent).lstrip("/")).symlink_to(LINKS[kind](outside, path))
+    (path / str(host.parent).lstrip("/")).symlink_to(target)
     root = root_at()
     etc = tree("/etc")
     try:
@@ -596,5 +628,16 @@ def test_a_closed_root(isolation):
         lambda: root.bind("/usr", "/usr"),
         lambda: root.call_in_child(os.getpid),
     ):
-        with pytest.raises(ClosedError, match="chroot_root .* is closed"):
+        with pytest.raises(ClosedError, match=r"chroot_root .* is closed"):
             use()
+
+
+# -- and these tests themselves
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user could not write there anyway: needs root")
+@pytest.mark.parametrize("folder", ["/", "/etc", "/usr/bin", "/var", "/root"])
+def test_a_root_that_leaks_could_not_hurt_this_machine(folder):
+    """Here the machine's own directories are read-only: a test that goes wrong fails, and breaks nothing."""
+    with pytest.raises(OSError, match="Read-only file system"):
+        os.open(f"{folder}/pytest-isolation-canary", os.O_WRONLY | os.O_CREAT | os.O_EXCL)

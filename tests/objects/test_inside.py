@@ -61,7 +61,9 @@ def test_the_order_does_not_matter(module_places, order, verb):
     if verb == "run":
         found = where(combined.run(ALL, shell=True).stdout)
     else:
-        found = combined.call_in_child(lambda: {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in NAMES.values()})
+        found = combined.call_in_child(
+            lambda: {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in NAMES.values()}
+        )
     assert {place.namespace: found[place.namespace] for place in places} == wanted(places)
 
 
@@ -77,6 +79,7 @@ def module_places(module_isolation):
     )
 
 
+@pytest.mark.usefixtures("read_only_system")
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_root_and_namespaces(isolation, order):
     """The root is entered last, wherever it stands."""
@@ -91,6 +94,7 @@ def test_a_root_and_namespaces(isolation, order):
     assert seen[1:] == ("in.the.root", [(1, "lo")])
 
 
+@pytest.mark.usefixtures("read_only_system")
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("pivot", [False, True])
 def test_a_root_and_a_pid_namespace(isolation, pivot, order):
@@ -108,7 +112,7 @@ def test_a_root_and_a_pid_namespace(isolation, pivot, order):
 def test_an_end_of_a_pair_and_a_name(isolation, veth_pair):
     """An end stands for its namespace."""
     uts = isolation.uts_namespace(hostname="guest")
-    host, guest = veth_pair
+    guest = veth_pair.b
     with inside(uts, guest).popen(["sleep", 1000]) as process:
         assert os.stat(f"/proc/{process.pid}/ns/net").st_ino == guest.netns.ns_id[1]
         assert os.stat(f"/proc/{process.pid}/ns/uts").st_ino == uts.ns_id[1]
@@ -268,18 +272,16 @@ def test_with_and_what_pytest_never_enters(isolation, nothing_left, method):
     """Refused before anything else is entered."""
     place = getattr(isolation, method)()
     netns = isolation.netns()
-    with nothing_left():
-        with pytest.raises(TypeError, match=rf"never enters {method}"), inside(netns, place):
-            pytest.fail("the block was entered")
+    with nothing_left(), pytest.raises(TypeError, match=rf"never enters {method}"), inside(netns, place):
+        pytest.fail("the block was entered")
 
 
 def test_with_and_an_owned_namespace(isolation, nothing_left):
     """It comes with its user namespace, which pytest never enters."""
     user = isolation.user_namespace()
     owned = isolation.netns(user=user)
-    with nothing_left():
-        with pytest.raises(TypeError, match="never enters user_namespace"), inside(owned):
-            pytest.fail("the block was entered")
+    with nothing_left(), pytest.raises(TypeError, match="never enters user_namespace"), inside(owned):
+        pytest.fail("the block was entered")
 
 
 def test_a_running_event_loop(netns, nothing_left):
@@ -333,9 +335,8 @@ def test_left_on_another_thread(netns):
 def test_moved_away_inside_the_block(isolation, nothing_left):
     """Code that enters something by itself and stays is found out; the thread is back all the same."""
     one, two = isolation.netns(), isolation.netns()
-    with nothing_left():
-        with pytest.raises(IsolationError, match=r"was to leave netns .* somewhere else"), inside(one):
-            assert libc.setns(two.fileno(), 0) == 0
+    with nothing_left(), pytest.raises(IsolationError, match=r"was to leave netns .* somewhere else"), inside(one):
+        assert libc.setns(two.fileno(), 0) == 0
 
 
 def test_used_on_two_threads_at_once(isolation):

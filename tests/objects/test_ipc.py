@@ -44,7 +44,13 @@ def test_segments(isolation):
     first, second = make(one, "-M", "100", "-p", "0640"), make(two, "-M", "4096")
     assert (ids(one, "-m"), ids(two, "-m")) == ([first], [second])
     (segment,) = one.segments()
-    assert (segment.shmid, segment.size, segment.mode, segment.nattch, segment.uid) == (first, 100, 0o640, 0, os.geteuid())
+    assert (segment.shmid, segment.size, segment.mode, segment.nattch, segment.uid) == (
+        first,
+        100,
+        0o640,
+        0,
+        os.geteuid(),
+    )
     assert segment.key != 0
     assert [segment.size for segment in two.segments()] == [4096]
 

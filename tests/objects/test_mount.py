@@ -97,7 +97,7 @@ def test_umount(mount_namespace, tmp_path):
             mount_namespace.umount(tmp_path)
         mount_namespace.umount(tmp_path, lazy=True)
         assert str(tmp_path) not in mountinfo(mount_namespace)
-    with pytest.raises(KernelError, match="umount2.*EINVAL.*not a mount point"):
+    with pytest.raises(KernelError, match=r"umount2.*EINVAL.*not a mount point"):
         mount_namespace.umount(tmp_path)
 
 
@@ -187,9 +187,13 @@ def test_a_misspelt_option_is_named(mount_namespace, tmp_path):
         (lambda ns, path: ns.mount("none", path, "no-such-fs"), KernelError, "ENODEV.*no such file system type"),
         (lambda ns, path: ns.tmpfs(path / "missing"), KernelError, "ENOENT"),
         (lambda ns, path: ns.bind(path / "missing", path), KernelError, "ENOENT"),
-        (lambda ns, path: ns.set_propagation(path, "privat"), ValueError, "propagation='privat': allowed are private, slave"),
+        (
+            lambda ns, path: ns.set_propagation(path, "privat"),
+            ValueError,
+            "propagation='privat': allowed are private, slave",
+        ),
         (lambda ns, path: ns.set_propagation(path, "private"), KernelError, "EINVAL"),
-        (lambda ns, path: ns.tmpfs("/tmp/a\0b"), ValueError, "(?i)nul"),
+        (lambda ns, _: ns.tmpfs("/tmp/a\0b"), ValueError, "(?i)nul"),
     ],
 )
 def test_a_mount_that_cannot_be(mount_namespace, tmp_path, nothing_left, use, error, fragment):

@@ -30,7 +30,7 @@ NAMESPACES = [
 ]
 IN_PLACE = [pair for pair in NAMESPACES if pair[1] not in {"pid", "user", "time"}]
 #: A child in a session of its own, whose parent has gone: `$1` receives its pid.
-DAEMON = "setsid sh -c 'sleep 1000 & echo $! >\"$1\".new; mv \"$1\".new \"$1\"' sh \"$1\""
+DAEMON = 'setsid sh -c \'sleep 1000 & echo $! >"$1".new; mv "$1".new "$1"\' sh "$1"'
 
 
 def number_of(link):
@@ -104,9 +104,8 @@ def test_a_command_that_cannot_start(isolation, nothing_left, method, verb, argv
     """It says why, starts nothing and keeps nothing."""
     place = getattr(isolation, method)()
     place.run(["true"])
-    with nothing_left():
-        with pytest.raises(error, match=fragment):
-            getattr(place, verb)(argv, **options)
+    with nothing_left(), pytest.raises(error, match=fragment):
+        getattr(place, verb)(argv, **options)
     assert place.run(["echo", "still usable"]).stdout == "still usable\n"
 
 
@@ -220,7 +219,9 @@ def test_a_timeout_ends_the_whole_tree(isolation, method, tmp_path, nothing_left
     place.run(["true"])
     with nothing_left():
         with pytest.raises(subprocess.TimeoutExpired) as caught:
-            place.run(["sh", "-c", f"echo begun; sleep 1000 & {DAEMON}; sleep 1000", "sh", tmp_path / "pid"], timeout=2.0)
+            place.run(
+                ["sh", "-c", f"echo begun; sleep 1000 & {DAEMON}; sleep 1000", "sh", tmp_path / "pid"], timeout=2.0
+            )
         assert caught.value.stdout == b"begun\n"
         assert (tmp_path / "pid").exists()
 
@@ -228,18 +229,18 @@ def test_a_timeout_ends_the_whole_tree(isolation, method, tmp_path, nothing_left
 def test_a_signal_in_the_middle_of_a_run_ends_its_tree(netns, tmp_path, nothing_left):
     """An exception in the waiting thread, as an interrupt raises it, leaves no command behind."""
 
-    class Interrupt(Exception):
+    class InterruptError(Exception):
         pass
 
     def interrupt(*_):
-        raise Interrupt
+        raise InterruptError
 
     netns.run(["true"])
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with nothing_left():
             script = f"{DAEMON}; kill -USR1 {os.getpid()}; sleep 1000"
-            with pytest.raises(Interrupt):
+            with pytest.raises(InterruptError):
                 netns.run(["sh", "-c", script, "sh", tmp_path / "pid"])
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -320,9 +321,9 @@ def test_wait_for_says_what_it_saw_instead(netns):
         process.wait_for("else")
         with pytest.raises(TimeoutError, match=r"(?s)wanted.*0\.05 s.*something else"):
             process.wait_for("wanted", timeout=0.05)
-    with netns.popen(["sh", "-c", "echo something else; exit 4"], may_exit=True) as process:
-        with pytest.raises(ChildError, match=r"(?s)exit status 4.*wanted.*something else"):
-            process.wait_for("wanted")
+    died = pytest.raises(ChildError, match=r"(?s)exit status 4.*wanted.*something else")
+    with netns.popen(["sh", "-c", "echo something else; exit 4"], may_exit=True) as process, died:
+        process.wait_for("wanted")
 
 
 SERVER = """
@@ -364,6 +365,7 @@ def test_ready_when_a_line_is_printed(netns):
         assert process.log == "up and running\n"
 
 
+@pytest.mark.usefixtures("read_only_system")
 def test_ready_when_a_path_is_there(chroot_root):
     """The path as the process sees it: below its own root."""
     chroot_root.add("/bin/sh", "/bin/sleep")
@@ -384,9 +386,8 @@ def test_ready_when_a_callable_says_so(netns, tmp_path):
 def test_not_ready_in_time(netns, ready, nothing_left):
     """A TimeoutError that says what was awaited and shows the log; the tree has been ended."""
     netns.run(["true"])
-    with nothing_left():
-        with pytest.raises(TimeoutError, match=r"(?s)did not show .* within 1\.0 s.*so far"):
-            netns.popen(["sh", "-c", "echo so far; sleep 1000 & sleep 1000"], ready=ready, timeout=1.0)
+    with nothing_left(), pytest.raises(TimeoutError, match=r"(?s)did not show .* within 1\.0 s.*so far"):
+        netns.popen(["sh", "-c", "echo so far; sleep 1000 & sleep 1000"], ready=ready, timeout=1.0)
 
 
 @pytest.mark.parametrize("ready", ["port:80", "port:53/udp", "line:never", "path:/never", lambda: False])
@@ -408,7 +409,8 @@ def test_a_readiness_callable_that_fails(netns, nothing_left):
 
 
 @pytest.mark.parametrize(
-    "ready", ["", "port", "port:", "port:http", "port:0", "port:65536", "port:80/sctp", "port:-1", "file:/x", "line:", 80]
+    "ready",
+    ["", "port", "port:", "port:http", "port:0", "port:65536", "port:80/sctp", "port:-1", "file:/x", "line:", 80],
 )
 def test_a_readiness_nobody_knows(netns, ready, nothing_left):
     """Refused with what is allowed, before anything starts."""
@@ -425,16 +427,15 @@ def test_a_bad_regular_expression(netns, nothing_left):
 
 def test_dying_early_is_an_error(netns):
     """A server that is gone before its block ends did not serve."""
-    with pytest.raises(ChildError, match=r"(?s)exit status 5.*before the end of its `with`.*last words"):
-        with netns.popen(["sh", "-c", "echo last words; exit 5"]) as process:
-            eventually(lambda: process.poll() is not None)
+    early = pytest.raises(ChildError, match=r"(?s)exit status 5.*before the end of its `with`.*last words")
+    with early, netns.popen(["sh", "-c", "echo last words; exit 5"]) as process:
+        eventually(lambda: process.poll() is not None)
 
 
 def test_an_exit_of_zero_is_early_too(netns):
     """A server that said goodbye politely did not serve either."""
-    with pytest.raises(ChildError, match="may_exit=True"):
-        with netns.popen(["true"]) as process:
-            eventually(lambda: process.poll() is not None)
+    with pytest.raises(ChildError, match="may_exit=True"), netns.popen(["true"]) as process:
+        eventually(lambda: process.poll() is not None)
 
 
 def test_may_exit(netns):
@@ -445,10 +446,8 @@ def test_may_exit(netns):
 
 def test_the_body_s_own_error_comes_first(netns):
     """An early death is added to it as a note."""
-    with pytest.raises(ZeroDivisionError) as caught:
-        with netns.popen(["sh", "-c", "exit 5"]) as process:
-            eventually(lambda: process.poll() is not None)
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError) as caught, netns.popen(["sh", "-c", "exit 5"]) as process:
+        raise_it(eventually(lambda: process.poll() is not None and ZeroDivisionError()))
     assert any("exit status 5" in note for note in caught.value.__notes__)
 
 
@@ -575,6 +574,7 @@ def test_call_in_child_is_inside(isolation, method, name, ns_link, nothing_left,
         assert place.call_in_child(work, 1, key=2) == (place.ns_id[1], 1, 2, str(tmp_path))
 
 
+@pytest.mark.usefixtures("read_only_system")
 def test_call_in_child_in_a_root(chroot_root):
     """It sees the new root and nothing else, and starts in it."""
     chroot_root.mkdir("/only/this")
@@ -724,11 +724,11 @@ def test_a_child_holds_none_of_our_descriptors(isolation):
 def test_an_interrupt_ends_the_child(netns, nothing_left):
     """The exception of a signal handler in the waiting thread comes out, and the child is gone."""
 
-    class Interrupt(Exception):
+    class InterruptError(Exception):
         pass
 
     def interrupt(*_):
-        raise Interrupt
+        raise InterruptError
 
     parent = os.getpid()
 
@@ -738,7 +738,7 @@ def test_an_interrupt_ends_the_child(netns, nothing_left):
 
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        with nothing_left(), pytest.raises(Interrupt):
+        with nothing_left(), pytest.raises(InterruptError):
             netns.call_in_child(work)
     finally:
         signal.signal(signal.SIGUSR1, before)

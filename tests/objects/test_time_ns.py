@@ -35,7 +35,9 @@ def test_proc_uptime_follows(isolation):
     assert offsets == ["monotonic", "0", "0", "boottime", str(int(20 * HOUR)), "0"]
 
 
-@pytest.mark.parametrize("seconds, expected", [(1.5, ["1", "500000000"]), (-0.25, ["-1", "750000000"]), (0, ["0", "0"])])
+@pytest.mark.parametrize(
+    "seconds, expected", [(1.5, ["1", "500000000"]), (-0.25, ["-1", "750000000"]), (0, ["0", "0"])]
+)
 def test_parts_of_a_second(isolation, seconds, expected):
     """As the kernel counts: seconds down, nanoseconds up."""
     space = isolation.time_namespace(boottime_s=seconds)

@@ -1,7 +1,10 @@
 """user namespaces, by the word of /proc/PID/uid_map and of files; as root, and as an ordinary user."""
 
 import os
+import pickle
+import shutil
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,23 +22,34 @@ def seen(space):
 
 def test_root_inside_is_the_caller_outside(user_namespace):
     """By default, with every capability inside."""
-    assert seen(user_namespace) == ([(0, os.geteuid(), 1), (0, os.getegid(), 1)], "allow" if os.geteuid() == 0 else "deny", 0, 0)
+    assert seen(user_namespace) == (
+        [(0, os.geteuid(), 1), (0, os.getegid(), 1)],
+        "allow" if os.geteuid() == 0 else "deny",
+        0,
+        0,
+    )
     assert "CapEff:\t000001ff" in user_namespace.run(["cat", "/proc/self/status"]).stdout
 
 
-def test_maps_of_one_s_own(isolation, tmp_path):
+@pytest.fixture
+def for_everybody():
+    """A directory that any user can reach and write to."""
+    path = Path(tempfile.mkdtemp(prefix="for-everybody-"))
+    path.chmod(0o777)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_maps_of_one_s_own(isolation, for_everybody):
     """Ids inside and outside differ, and a file shows it."""
-    tmp_path.chmod(0o777)
-    for parent in list(tmp_path.parents)[:2]:
-        parent.chmod(0o755)
     space = isolation.user_namespace(uid_map=[(0, 100000, 1000), (1000, 0, 1)], gid_map=[(0, 200000, 1000)])
     lines = space.run(["cat", "/proc/self/uid_map"]).stdout.split()
     assert [int(word) for word in lines] == [0, 100000, 1000, 1000, 0, 1]
     assert space.run("id -u; id -g", shell=True).stdout.split() == ["0", "0"]
-    space.run(["touch", tmp_path / "made inside"])
-    status = (tmp_path / "made inside").stat()
-    assert (status.st_uid, status.st_gid) == (100000, 200000)
-    assert space.run(["stat", "-c", "%u:%g", tmp_path / "made inside"]).stdout == "0:0\n"
+    made = for_everybody / "made inside"
+    space.run(["touch", made])
+    assert (made.stat().st_uid, made.stat().st_gid) == (100000, 200000)
+    assert space.run(["stat", "-c", "%u:%g", made]).stdout == "0:0\n"
     with space.popen(["sleep", 1000]) as process:
         text = Path(f"/proc/{process.pid}/status").read_text()
         assert "Uid:\t100000\t100000\t100000\t100000\n" in text
@@ -63,20 +77,20 @@ def test_setgroups(isolation):
     allowed.call_in_child(os.setgroups, [0])
 
 
-def test_what_that_root_may_not_do(isolation, tmp_path):
+def test_what_that_root_may_not_do(isolation, for_everybody):
     """Mount a disk, read root's files, change the machine's name."""
-    secret = tmp_path / "secret"
+    secret = for_everybody / "secret"
     secret.write_text("of root")
     secret.chmod(0o600)
     space = isolation.user_namespace(uid_map=[(0, 100000, 1)], gid_map=[(0, 100000, 1)])
-    with pytest.raises(ChildError, match="(?i)permission denied"):
+    with pytest.raises(ChildError, match=r"(?i)permission denied"):
         space.run(["cat", secret])
-    with pytest.raises(ChildError, match="(?i)permission|permitted|superuser"):
+    with pytest.raises(ChildError, match=r"(?i)permission|permitted|superuser"):
         space.run(["mount", "-t", "tmpfs", "none", "/mnt"])
-    with pytest.raises(ChildError, match="(?i)permission|permitted|must be root"):
+    with pytest.raises(ChildError, match=r"(?i)permission|permitted|must be root"):
         space.run(["hostname", "mine"])
     with pytest.raises(PermissionError):
-        space.call_in_child(os.mknod, tmp_path / "disk", stat.S_IFBLK | 0o600, os.makedev(254, 0))
+        space.call_in_child(os.mknod, for_everybody / "disk", stat.S_IFBLK | 0o600, os.makedev(254, 0))
 
 
 def test_groups_are_dropped(isolation):
@@ -184,7 +198,7 @@ else:
 
 
 def test_an_ordinary_user_s_network(ordinary):
-    """netns and veth_pair owned by the user namespace: ping, sockets, commands, their own /sys."""
+    """Links owned by the user namespace: ping, sockets, commands, their own /sys."""
     ordinary("""
 ns = iso.netns(user=user)
 assert [link.ifname for link in ns.links()] == ["lo"]
@@ -199,13 +213,14 @@ assert guest.ping(host, family=6)
 assert len(guest.run(["ip", "-o", "link"]).stdout.splitlines()) == 2
 with guest.netns.listen(80) as server, host.netns.connect((guest, 80)) as client:
     client.sendall(b"x")
-with guest.popen([sys.executable, "-I", "-S", "-c", "import socket,time; s=socket.create_server(('',81)); time.sleep(100)"], ready="port:81"):
+server = "import socket, time; s = socket.create_server(('', 81)); time.sleep(1000)"
+with guest.popen([sys.executable, "-I", "-S", "-c", server], ready="port:81"):
     host.netns.connect((guest, 81)).close()
 """)
 
 
 def test_an_ordinary_user_s_pid_namespace(ordinary):
-    """ps sees two processes; daemons end with it."""
+    """Inside, ps sees two processes; daemons end with it."""
     ordinary("""
 import subprocess
 space = iso.pid_namespace(user=user)
@@ -235,7 +250,8 @@ mounts = iso.mount_namespace(user=user)
 mounts.tmpfs("/mnt")
 assert "/mnt" in mounts.run(["df", "/mnt"]).stdout
 iso.cgroup_namespace(user=user).run(["true"])
-assert iso.time_namespace(user=user, boottime_s=86400).run(["cat", "/proc/self/timens_offsets"]).stdout.split()[-2] == "86400"
+offsets = iso.time_namespace(user=user, boottime_s=86400).run(["cat", "/proc/self/timens_offsets"]).stdout
+assert offsets.split()[-2] == "86400"
 """)
 
 
@@ -290,7 +306,5 @@ if "chroot" not in {use!r} and "user=" not in {use!r}:
 
 def test_a_kernel_error_pickles():
     """From a forked child, or an xdist worker, it comes back whole."""
-    import pickle
-
     error = pickle.loads(pickle.dumps(KernelError(1, "setns(3, CLONE_NEWNET)", None, "A hint")))
     assert (error.errno, error.call, error.message, error.hint) == (1, "setns(3, CLONE_NEWNET)", None, "A hint")

@@ -15,6 +15,9 @@ FIXTURES = [
     "user_namespace", "uts_namespace", "veth_pair",
 ]  # fmt: skip
 
+#: Other plugins that are installed here; one of them takes a second to load.
+ALONE = [word for name in ("hypothesispytest", "timeout", "xdist", "xdist.looponfail") for word in ("-p", f"no:{name}")]
+
 TEST = """
     def test_a_netns_of_its_own(netns):
         assert [link.ifname for link in netns.links()] == ["lo"]
@@ -27,8 +30,8 @@ def pytest_collection_finish(session):
     modules = [getattr(plugin, "__name__", "") for plugin in manager.get_plugins()]
     ours = sorted(name for name in modules if name.startswith("pytest_isolation"))
     assert ours in (["pytest_isolation", "pytest_isolation.plugin"], ["pytest_isolation.plugin"]), ours
-    hooks = [one.plugin.__name__ for one in manager.hook.pytest_runtest_call.get_hookimpls() if "isolation" in one.plugin_name]
-    assert hooks == ["pytest_isolation.plugin"], hooks
+    hooks = [one.plugin_name for one in manager.hook.pytest_runtest_call.get_hookimpls()]
+    assert [name for name in hooks if "isolation" in name] == ["pytest_isolation.plugin"], hooks
 """
 
 
@@ -64,7 +67,7 @@ def test_installed_it_is_loaded_once(pytester, monkeypatch, way):
         monkeypatch.setenv(name, value)
     pytester.makeconftest(way.get("conftest", "") + ONCE)
     pytester.makepyfile(TEST)
-    result = pytester.runpytest_subprocess(*way.get("args", []))
+    result = pytester.runpytest_subprocess(*ALONE, *way.get("args", []))
     result.assert_outcomes(passed=1)
     assert result.ret == 0
 
@@ -83,7 +86,7 @@ def without_project(tmp_path):
     def run(*args, **env):
         # -S: no site-packages, so neither the project nor the .pth file of an editable install.
         return subprocess.run(
-            [sys.executable, "-S", "-P", "-m", "pytest", "-p", "no:cacheprovider", *args],
+            [sys.executable, "-S", "-P", "-m", "pytest", "-p", "no:cacheprovider", *ALONE, *args],
             env={**os.environ, "PYTHONPATH": f"{tmp_path / 'copy'}:{rest}", "PYTHONDONTWRITEBYTECODE": "1", **env},
             text=True,
             capture_output=True,
@@ -119,19 +122,19 @@ def test_a_checkout_on_pythonpath_that_is_not_named_is_not_loaded(pytester, with
 def test_no_removes_it(pytester):
     """`-p no:pytest_isolation` takes every fixture, option and marker away."""
     pytester.makepyfile(TEST)
-    result = pytester.runpytest_subprocess("-p", "no:pytest_isolation")
+    result = pytester.runpytest_subprocess(*ALONE, "-p", "no:pytest_isolation")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*fixture 'netns' not found*"])
     for listing in ("--fixtures", "--markers", "--help"):
-        result = pytester.runpytest_subprocess("-p", "no:pytest_isolation", listing)
+        result = pytester.runpytest_subprocess(*ALONE, "-p", "no:pytest_isolation", listing)
         assert "isolation" not in result.stdout.str().replace("pytest-isolation", "").replace("test_no_removes_it", "")
-    result = pytester.runpytest_subprocess("-p", "no:pytest_isolation", "--isolation-strict")
+    result = pytester.runpytest_subprocess(*ALONE, "-p", "no:pytest_isolation", "--isolation-strict")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
 
 
 def test_fixtures_are_listed_with_their_first_paragraph(pytester):
     """`pytest --fixtures` says of each what it is."""
-    result = pytester.runpytest_subprocess("--fixtures")
+    result = pytester.runpytest_subprocess(*ALONE, "--fixtures")
     lines = result.stdout.lines
     for name in FIXTURES:
         (position,) = [number for number, line in enumerate(lines) if line.split(" ")[0] == name]
@@ -141,8 +144,12 @@ def test_fixtures_are_listed_with_their_first_paragraph(pytester):
 
 def test_options_and_marker_are_listed(pytester):
     """`pytest --help` and `--markers` name what there is, with environment variable and ini name."""
-    text = " ".join(pytester.runpytest_subprocess("--help").stdout.str().split())
+    text = " ".join(pytester.runpytest_subprocess(*ALONE, "--help").stdout.str().split())
     for name in ("strict", "log_lines"):
-        for spelling in (f"--isolation-{name.replace('_', '-')}", f"isolation_{name}", f"PYTEST_ISOLATION_{name.upper()}"):
+        for spelling in (
+            f"--isolation-{name.replace('_', '-')}",
+            f"isolation_{name}",
+            f"PYTEST_ISOLATION_{name.upper()}",
+        ):
             assert spelling in text
-    assert "@pytest.mark.isolation(strict=True)" in pytester.runpytest_subprocess("--markers").stdout.str()
+    assert "@pytest.mark.isolation(strict=True)" in pytester.runpytest_subprocess(*ALONE, "--markers").stdout.str()

@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import gc
+import inspect
 import mmap
 import os
+import re
 import shutil
 import signal
 import socket
@@ -62,9 +64,9 @@ class Trace:
 
     def look(self):
         gc.collect()
-        found = [f"descriptor {fd} -> {target}" for fd, target in descriptors("self")]
+        found = [f"descriptor to {target}" for _, target in descriptors("self")]
         found += [f"keeper's descriptor to {target.partition(':[')[0]}" for _, target in descriptors(self.keeper)]
-        found += [f"held descriptor {fd}" for fd in fds._held]
+        found += ["held descriptor" for _ in fds._held]
         for pid in run().members():
             child = procfs.parent(pid) == self.keeper  # the next pid namespace's init is any number
             found.append("keeper's child" if child else "keeper" if pid == self.keeper else f"process {pid}")
@@ -102,7 +104,7 @@ def children():
 def descriptors(pid):
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
-            yield fd, os.readlink(f"/proc/{pid}/fd/{fd}").replace(f"/proc/{os.getpid()}/fd", "itself")
+            yield fd, re.sub("/task/[0-9]+", "/task/TID", os.readlink(f"/proc/{pid}/fd/{fd}"))
 
 
 @EVERY_KIND
@@ -146,10 +148,9 @@ def test_use_after_close_is_a_closed_error(kind):
 @EVERY_KIND
 def test_an_unclosed_object_warns_and_is_closed(kind, trace):
     """Losing the last reference is a ResourceWarning that names the kind, and nothing is left."""
-    one = kind()
+    left = [kind()]
     with pytest.warns(ResourceWarning, match=f"unclosed {kind.kind}"):
-        del one
-        gc.collect()
+        left.clear()
     trace.check()
 
 
@@ -265,6 +266,15 @@ class Injected:
 _OS_CALLS = ("open", "dup", "mkdir", "chmod", "memfd_create", "pidfd_open", "pipe2", "symlink", "mknod", "fork")
 
 
+def _public(owner, of):
+    """Names of the functions of a module or class that are written in the module `of`."""
+    return {
+        name
+        for name, value in vars(owner).items()
+        if inspect.isfunction(value) and value.__module__ == of and not name.startswith("_")
+    }
+
+
 @contextlib.contextmanager
 def failing_at(position):
     """For the block: the `position`-th call of this package into the kernel, or to the keeper, fails."""
@@ -282,11 +292,9 @@ def failing_at(position):
 
             patch.setattr(owner, name, call)
 
-        for name, value in list(vars(syscalls).items()):
-            if callable(value) and value.__module__ == syscalls.__name__ and name[0] not in "_" and name.islower():
-                if name not in {"fail", "flag_names"}:
-                    wrap(syscalls, name, f"{name}(", lambda name=name: KernelError(errno.ENOMEM, f"{name}(injected)"))
-        for name in ("do", "link", "links", "ifindex", "wait_usable", "__init__"):
+        for name in _public(syscalls, of=syscalls.__name__) - {"fail", "flag_names"}:
+            wrap(syscalls, name, f"{name}(", lambda name=name: KernelError(errno.ENOMEM, f"{name}(injected)"))
+        for name in _public(rtnetlink.Socket, of=rtnetlink.__name__) - {"close", "detach", "fileno"} | {"__init__"}:
             words = f"rtnetlink.{name}("
             wrap(rtnetlink.Socket, name, words, lambda words=words: KernelError(errno.ENOMEM, f"{words}injected)"))
         words = "keeper.ask("
@@ -346,7 +354,7 @@ VARIANTS = {
     "mount_namespace-copy": lambda builder: builder.mount_namespace(copy_of=builder.mounts),
     "uts_namespace-named": lambda builder: builder.uts_namespace(hostname="happy", domainname="life"),
     "chroot_root-pivot": lambda builder: builder.chroot_root("/bin/true", pivot=True).run(["/bin/true"]),
-    "chroot_root-bind": lambda builder: builder.chroot_root().bind("/usr", "/usr", readonly=True),
+    "chroot_root-bind": lambda builder: builder.chroot_root().bind(builder.source, "/bound", readonly=True),
     "netns-user": lambda builder: builder.netns(user=builder.user),
     "veth_pair-user": lambda builder: builder.veth_pair(user=builder.user),
     "pid_namespace-user": lambda builder: builder.pid_namespace(user=builder.user),
@@ -357,8 +365,8 @@ VARIANTS = {
 class Builder:
     """Makes a variant; beside it stands what some of them need."""
 
-    def __init__(self, space, mounts, user):
-        self.space, self.mounts, self.user = space, mounts, user
+    def __init__(self, space, mounts, user, source):
+        self.space, self.mounts, self.user, self.source = space, mounts, user, source
         self._builder = None
 
     def __getattr__(self, name):
@@ -374,15 +382,17 @@ class Builder:
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_a_variant_that_fails_at_any_step_leaves_nothing(variant):
+def test_a_variant_that_fails_at_any_step_leaves_nothing(variant, tmp_path):
     """The same for what arguments add to a setup, and for what is done to an object later."""
     with NetNamespace() as space, MountNamespace() as mounts, UserNamespace() as user:
         start_run()
         for one in (space, mounts, user):
             one.run(["true"])
-        builder = Builder(space, mounts, user)
+        (tmp_path / "kept").touch()
+        builder = Builder(space, mounts, user, tmp_path)
         builder.attempt(variant).close()
         every_step(lambda: builder.attempt(variant), Trace(), after=builder.close).close()
+    assert (tmp_path / "kept").exists()
 
 
 def test_a_publication_that_fails_at_any_step_leaves_no_name(trace):
