@@ -7,7 +7,7 @@ ARGS ?=
 BIN ?= .venv/bin
 SETUP ?= PYTHON="$(PYTHON)" tools/setup.sh
 
-.PHONY: help examples test check bench coverage lock clean
+.PHONY: help examples test check bench docs coverage lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ check: ## ruff, mypy, pyright, import-linter
 bench: ## compare with a C floor, mininet, pyroute2, ip and unshare
 	@$(SETUP) test bench
 	@$(BIN)/python bench/run.py $(ARGS)
+
+docs: ## build the documentation into docs/_build, warnings as errors
+	@$(SETUP) docs
+	@$(BIN)/sphinx-build -q -W docs docs/_build
 
 coverage: ## run the test suite and show which lines it never reached
 	@$(SETUP) test

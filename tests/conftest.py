@@ -84,9 +84,11 @@ class Machine:
         return "\n".join(words)
 
     @classmethod
-    def own(cls, things: set[str], mark: str) -> set[str]:
-        """Those of `things` that do not belong to another run."""
+    def look_at_own(cls, mark: str) -> set[str]:
+        """Like `look`, without what belongs to another run that is at work now."""
         others = cls.others(mark)
+        things = cls.look()
+        others += "\n" + cls.others(mark)  # runs begin and end meanwhile
         ids = [line for line in others.splitlines() if re.fullmatch("[0-9a-f]{32}", line)]
         shared = {"file /run/pytest-isolation", "file /run/netns"} if ids else set()
         return {
@@ -106,8 +108,8 @@ class Machine:
         deadline = time.monotonic() + PATIENCE_S
         lasting: set[str] | None = None
         while True:
-            now = cls.look()
-            different = {f"new: {thing}" for thing in cls.own(now - before, mark)}
+            now = cls.look_at_own(mark)
+            different = {f"new: {thing}" for thing in now - before}
             different |= {f"gone: {thing}" for thing in before - now if gone}
             different |= {f"process {pid}: {command}" for pid, command in cls.processes(mark).items()}
             lasting = different if lasting is None else lasting & different
@@ -129,7 +131,7 @@ def pytest_cmdline_main(config):
         return (yield)
     os.environ[MARK] = token_hex(16)
     mark = f"{MARK}={os.environ[MARK]}"
-    before, children = Machine.own(Machine.look(), mark), Machine.children()
+    before, children = Machine.look_at_own(mark), Machine.children()
     status = yield
     findings = Machine.changes(before, mark)
     findings += [f"child {pid}: {stat}" for pid, stat in Machine.children().items() if pid not in children]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes this checkout ready to work in: system packages, and .venv with the locked packages and the project itself.
 #
-#   tools/setup.sh PURPOSE...     PURPOSE: test (tests and examples), check, bench
+#   tools/setup.sh PURPOSE...     PURPOSE: test (tests and examples), check, docs, bench
 #
 # Only what is missing is done, so a second run takes no time. System packages are installed when root, and named
 # otherwise. PYTHON=... chooses the interpreter for .venv.
@@ -104,12 +104,13 @@ install_extra() {
     echo "$wanted" >"$stamp"
 }
 
-[ $# -gt 0 ] || die "for which purpose: test, check, bench?"
+[ $# -gt 0 ] || die "for which purpose: test, check, docs, bench?"
 for purpose in "$@"; do
     case $purpose in
         test) require_programs $for_test && make_venv && install_extra test ;;
         check) make_venv && install_extra check ;;
+        docs) make_venv && install_extra docs ;;
         bench) require_programs $for_bench ;;
-        *) die "no such purpose: $purpose (test, check, bench)" ;;
+        *) die "no such purpose: $purpose (test, check, docs, bench)" ;;
     esac
 done

@@ -90,6 +90,13 @@ def published_directory(path: Path) -> None:
         path.mkdir(mode=0o755 | stat.S_ISVTX)
 
 
+def leave_published_directory(path: Path) -> None:
+    """Remove it, if a run made it and it is empty."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_mode & stat.S_ISVTX:
+            path.rmdir()
+
+
 def unpublish(path: str) -> None:
     """Take a published name away: its bind mount, its file, and the directory if a run made it and it is empty now."""
     from pytest_isolation._kernel import syscalls, uapi
@@ -97,7 +104,4 @@ def unpublish(path: str) -> None:
     with contextlib.suppress(OSError):
         syscalls.umount2(path, uapi.MNT_DETACH)
     Path(path).unlink(missing_ok=True)
-    directory = Path(path).parent
-    with contextlib.suppress(OSError):
-        if directory.stat().st_mode & stat.S_ISVTX:
-            directory.rmdir()
+    leave_published_directory(Path(path).parent)

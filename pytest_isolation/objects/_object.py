@@ -42,20 +42,20 @@ _CAPABILITIES = {
 
 
 @contextlib.contextmanager
-def asking_for(what: str, namespace: str = "") -> Iterator[None]:
+def asking_for(what: object, namespace: str = "") -> Iterator[None]:
     """For the block: a refusal that means "this kernel or user cannot" becomes `Unsupported`; others stay."""
     try:
         yield
     except Unsupported as error:  # of a part: what was asked for is the whole
-        raise Unsupported(what, error.why, error.remedy, error.since) from error
+        raise Unsupported(str(what), error.why, error.remedy, error.since) from error
     except KernelError as error:
         call = error.call.partition("(")[0]
         if error.errno == errno.EPERM and call in _CAPABILITIES:
             remedy = f"run as root with {_CAPABILITIES[call]}, or in a user namespace: user=, or inside(...) with one"
-            raise Unsupported(what, str(error), remedy) from error
+            raise Unsupported(str(what), str(error), remedy) from error
         if namespace and call in {"unshare", "clone"} and error.errno in {errno.ENOSYS, errno.EINVAL}:
             remedy = f"a kernel built with {namespace} namespaces"
-            raise Unsupported(what, str(error), remedy, uapi.NAMESPACE_SINCE[namespace]) from error
+            raise Unsupported(str(what), str(error), remedy, uapi.NAMESPACE_SINCE[namespace]) from error
         raise
 
 

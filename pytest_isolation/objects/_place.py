@@ -380,7 +380,7 @@ class Place:
         if options.get("logged"):
             options.setdefault("stdin", subprocess.DEVNULL)
         try:
-            with asking_for(f"a command in {self}"), _null_opened_here(options):
+            with asking_for(self), _null_opened_here(options):
                 process = Process(words, lambda start: _spawn(plan, start, cwd), **options)
         except FileNotFoundError:
             self._explain_missing(words)

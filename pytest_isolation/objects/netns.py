@@ -309,6 +309,7 @@ class NetNamespace(Namespace):
             entry = ledger.Entry(run().id, "published", path=str(path))
             undo.callback(entry.strike)
             ledger.published_directory(_PUBLISHED)
+            undo.callback(ledger.leave_published_directory, _PUBLISHED)
             try:
                 os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
             except OSError as error:

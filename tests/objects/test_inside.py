@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from pytest_isolation import ClosedError, IsolationError, NetNamespace, eventually, inside
+from pytest_isolation.objects import _place
 
 libc = ctypes.CDLL(None, use_errno=True)
 NAMES = {
@@ -242,8 +243,21 @@ def test_an_owner_that_does_not_fit(isolation, nothing_left, method):
     """A namespace owned by one user namespace cannot be had from within another."""
     owner, other = isolation.user_namespace(), isolation.user_namespace()
     owned = getattr(isolation, method)(user=owner)
-    with nothing_left(), pytest.raises(ValueError, match=r"two of a kind|owned by a user namespace"):
+    with nothing_left(), pytest.raises(ValueError, match="two of a kind: user_namespace"):
         inside(owned, other)
+
+
+def test_an_owner_that_nobody_brought(isolation, nothing_left):
+    """The kernel is asked whose a namespace is: a bare reference to it does not get past that."""
+    owner, other = isolation.user_namespace(), isolation.user_namespace()
+    owned = _place.Entry("uts", isolation.uts_namespace(user=owner).fileno(), "a bare uts namespace")
+    plain = _place.Entry("net", isolation.netns().fileno(), "a netns of the machine's")
+    users = [_place.Entry("user", user.fileno(), str(user)) for user in (owner, other)]
+    with nothing_left():
+        assert _place.make_plan([owned, users[0], plain]).entries == (plain, users[0], owned)
+        for second, fragment in ((users[1], "does not fit user_namespace"), (plain, "is not among the arguments")):
+            with pytest.raises(ValueError, match=rf"a bare uts namespace is owned by a user namespace.*{fragment}"):
+                _place.make_plan([owned, second])
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ class Crash:
     def __init__(self, folder, machine, mark):
         self.folder, self.machine, self.mark = folder, machine, mark
         self.started = []
-        self.before = machine.own(machine.look(), mark)
+        self.before = machine.look_at_own(mark)
 
     def start(self, source, *args, name="program.py"):
         (self.folder / name).write_text(source)
