@@ -9,8 +9,9 @@ from pytest_isolation._kernel import procfs, syscalls, uapi
 from pytest_isolation._state.keeper_client import keeper
 from pytest_isolation._state.run import run
 from pytest_isolation._state.spawner import spawner
-from pytest_isolation.objects._object import KernelObject, check_kind
-from pytest_isolation.objects._place import Entry, Place
+from pytest_isolation.objects._entering import Entry
+from pytest_isolation.objects._object import KernelObject
+from pytest_isolation.objects._place import Place
 from pytest_isolation.objects._process import Process, kill_all
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ T = TypeVar("T")
 
 def check_user(user: object) -> None:
     """Refuse anything but a user namespace, or None, as the argument `user`."""
-    from pytest_isolation.objects.user import UserNamespace  # it is a Namespace itself
-
-    check_kind("user", user, UserNamespace)
+    if user is not None and (not isinstance(user, Namespace) or user.namespace != "user"):
+        message = f"user={user!r}: allowed are a UserNamespace and None"
+        raise TypeError(message)
 
 
 class Namespace(KernelObject, Place):

@@ -18,8 +18,9 @@ from pytest_isolation._state.keeper_client import start_run
 from pytest_isolation._state.run import run
 from pytest_isolation._state.spawner import spawner
 from pytest_isolation.errors import KernelError
+from pytest_isolation.objects._entering import Entry
 from pytest_isolation.objects._object import KernelObject, asking_for
-from pytest_isolation.objects._place import Entry, Place
+from pytest_isolation.objects._place import Place
 from pytest_isolation.objects._process import Process, kill_all
 
 if TYPE_CHECKING:

@@ -22,9 +22,10 @@ from pytest_isolation._state.run import run
 from pytest_isolation._state.spawner import spawner
 from pytest_isolation.errors import KernelError, Unsupported
 from pytest_isolation.objects import ping as _ping
+from pytest_isolation.objects._entering import Entry, Plan, mount_sysfs, new_sysfs
 from pytest_isolation.objects._namespace import Namespace
 from pytest_isolation.objects._object import asking_for
-from pytest_isolation.objects._place import Entry, Plan, Visit, mount_sysfs, new_sysfs
+from pytest_isolation.objects._place import Visit
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute

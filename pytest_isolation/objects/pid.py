@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from pytest_isolation._kernel import procfs
 from pytest_isolation._state.keeper_client import keeper, start_run
 from pytest_isolation.errors import ClosedError, KernelError
+from pytest_isolation.objects._entering import Entry
 from pytest_isolation.objects._namespace import Namespace, check_user
-from pytest_isolation.objects._place import Entry
 from pytest_isolation.objects._process import Argument, check_argv, open_log, read_log
 
 if TYPE_CHECKING:

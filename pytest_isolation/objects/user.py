@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import ClassVar, TypeAlias, final
 
 from pytest_isolation._kernel import procfs
+from pytest_isolation.objects._entering import Entry, Ids
 from pytest_isolation.objects._namespace import Namespace
-from pytest_isolation.objects._place import Entry, Ids
 
 #: (first id inside, first id outside, how many)
 IdMap: TypeAlias = Sequence[tuple[int, int, int]]

@@ -17,13 +17,14 @@ from pytest_isolation._state.keeper_client import start_run
 from pytest_isolation._state.run import run
 from pytest_isolation.errors import KernelError
 from pytest_isolation.objects._object import KernelObject
-from pytest_isolation.objects._place import Entry, Place
+from pytest_isolation.objects._place import Place
 from pytest_isolation.objects.netns import NetNamespace, check_ifname
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pytest_isolation._kernel.rtnetlink import Counters, Interface, Link
+    from pytest_isolation.objects._entering import Entry
     from pytest_isolation.objects._process import Process
     from pytest_isolation.objects.netns import HasAddress
     from pytest_isolation.objects.ping import PingResult

@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from pytest_isolation import ClosedError, IsolationError, NetNamespace, eventually, inside
-from pytest_isolation.objects import _place
+from pytest_isolation.objects import _entering as _place
 
 libc = ctypes.CDLL(None, use_errno=True)
 NAMES = {
