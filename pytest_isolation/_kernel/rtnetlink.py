@@ -428,15 +428,15 @@ class Socket:
             self._usable = None
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_DROP_MEMBERSHIP, _RTNLGRP_IPV6_IFADDR)
 
-    def wait_usable(self, ifindex: int, timeout: float = 5.0) -> None:
-        """While watching: wait until no IPv6 address of a link is tentative any more.
+    def wait_usable(self, ifindex: int, only: bytes | None = None, timeout: float = 5.0) -> None:
+        """While watching: wait until no IPv6 address of a link, or not this one, is tentative any more.
 
         Raises:
             TimeoutError: names the addresses that still were.
         """
         header = struct.pack("=BBBBI", socket.AF_INET6, 0, 0, 0, 0)
         found = [_address_key(payload) for payload in self.dump(RTM_GETADDR, header)]
-        missing = {key for key, tentative in found if tentative and key[0] == ifindex}
+        missing = {key for key, tentative in found if tentative and key[0] == ifindex and only in {None, key[1]}}
         deadline = time.monotonic() + timeout
         while missing := missing - (self._usable or set()):
             left = deadline - time.monotonic()

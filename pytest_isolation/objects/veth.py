@@ -146,7 +146,11 @@ class VethEnd(Place):
             message = f"address={address!r}: allowed is text like 10.0.0.1/24 or fd00::1/64"
             raise TypeError(message)
         (interface,) = _parse((address,), "address", None)
-        self.netns.rtnl.do(rtnetlink.add_address(self.ifindex, interface))
+        rtnl = self.netns.rtnl
+        with rtnl.watching_addresses():
+            rtnl.do(rtnetlink.add_address(self.ifindex, interface))
+            if interface.version == 6:
+                rtnl.wait_usable(self.ifindex, interface.ip.packed)
         self._remember(interface)
 
     def _remember(self, interface: Interface) -> None:
