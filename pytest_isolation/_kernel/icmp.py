@@ -29,8 +29,16 @@ def checksum(data: bytes) -> int:
     return int(~total & 0xFFFF)
 
 
+def open_socket(version: int) -> socket.socket:
+    """A raw ICMP socket in the network namespace of the calling thread. Needs CAP_NET_RAW."""
+    if version == 4:
+        return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    return socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+
+
 def prepare(sock: socket.socket, version: int) -> None:
     """Let only replies and errors through to a raw socket: a busy namespace must not fill it."""
+    sock.setblocking(False)  # noqa: FBT003
     if version == 4:
         wanted = {0, 3, 11, 12}
         sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~sum(1 << kind for kind in wanted) & 0xFFFFFFFF))

@@ -120,6 +120,11 @@ class Namespace(KernelObject, Place):
         own = Entry(self.namespace, self._fd, str(self))
         return (own,) if self._user is None else (*self._user._entries(), own)
 
+    @property
+    def user(self) -> UserNamespace | None:
+        """The user namespace it was built with, that owns it; None: the one pytest lives in."""
+        return self._user
+
     def fileno(self) -> int:
         """The descriptor that holds it; do not close it."""
         self._check_open()

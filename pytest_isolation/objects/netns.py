@@ -10,10 +10,10 @@ import re
 import socket as _socket
 import sys
 import threading
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, final, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, final
 
 from pytest_isolation._kernel import icmp, rtnetlink, syscalls, uapi
 from pytest_isolation._state import fds, ledger
@@ -38,7 +38,6 @@ _PUBLISHED = Path("/run/netns")
 _NAME_MAX = 255
 
 
-@runtime_checkable
 class HasAddress(Protocol):
     """An end of a link: what `ping` and `connect` take besides an address."""
 
@@ -71,12 +70,28 @@ class NetNamespace(Namespace):
     def __init__(self, *, lo_up: bool = True, user: UserNamespace | None = None, outer: bool = False) -> None:
         self._outer = outer
         self._views: list[tuple[int, int]] = []
+        self._pings = _ping.Sockets(self._icmp_socket)
         if outer and user is not None:
             message = "outer=True is the namespace pytest lives in, which user= cannot own"
             raise ValueError(message)
         self._create(lambda: self._make(lo_up, user))
 
+    #: IP versions that a link made in it will have; known beforehand, preparing for them costs no entering.
+    _versions: frozenset[int] | None = None
+
+    @classmethod
+    def for_link(cls, versions: frozenset[int]) -> NetNamespace:
+        """A new one for a link to be made in it: lo down, ready to ping, and addresses usable at once.
+
+        Duplicate address detection is off in it (net.ipv6.conf.default.accept_dad), as nobody else is there.
+        """
+        space = cls.__new__(cls)
+        space._versions = versions
+        space.__init__(lo_up=False)
+        return space
+
     def _make(self, lo_up: bool, user: UserNamespace | None) -> None:  # noqa: FBT001
+        self._teardown.push("close the ping sockets", self._pings.close)
         if self._outer:
             self._take_outer()
             self._open_rtnetlink()
@@ -93,6 +108,8 @@ class NetNamespace(Namespace):
             self._rtnl.do(rtnetlink.LO_UP)
 
     def _open_rtnetlink(self) -> None:
+        if self._versions is not None:
+            self.prepare_link("default", self._versions)
         self._rtnl = rtnetlink.Socket()
         fds.hold(self._rtnl.fileno())
         self._teardown.push("close the rtnetlink socket", lambda: fds.release(self._rtnl.detach()))
@@ -250,17 +267,23 @@ class NetNamespace(Namespace):
         if family not in {None, address.version}:
             message = f"family={family}: {address} is an IPv{address.version} address, not an IPv{family} one"
             raise ValueError(message)
-        with asking_for("ping"), self._icmp_socket(address.version) as sock:
-            index = self._scope(scope)
+        index = self._scope(scope)
+        with asking_for("ping"), self._pings.borrowed(address.version) as sock:
             return _ping.ping(sock, address, scope=index, count=count, size=size, timeout=timeout)
 
     def _icmp_socket(self, version: int) -> _socket.socket:
         if version == 4:
-            sock = self.socket(_socket.AF_INET, _socket.SOCK_RAW, _socket.IPPROTO_ICMP)
-        else:
-            sock = self.socket(_socket.AF_INET6, _socket.SOCK_RAW, _socket.IPPROTO_ICMPV6)
-        icmp.prepare(sock, version)
-        return sock
+            return self.socket(_socket.AF_INET, _socket.SOCK_RAW, _socket.IPPROTO_ICMP)
+        return self.socket(_socket.AF_INET6, _socket.SOCK_RAW, _socket.IPPROTO_ICMPV6)
+
+    def prepare_link(self, ifname: str, versions: Iterable[int]) -> None:
+        """Inside already: no duplicate address detection on a link, and what the first ping would have to enter for."""
+        no_dad(ifname)
+        if self._user is not None:
+            return  # this is a forked child, which could not hand a socket back
+        with contextlib.suppress(PermissionError):  # no CAP_NET_RAW: the ping itself will say so
+            for version in versions:
+                self._pings.add(version, icmp.open_socket(version))
 
     def _resolve(self, target: object, family: int | None) -> tuple[IPv4Address | IPv6Address, str | None]:
         if family not in {None, 4, 6}:
@@ -278,7 +301,7 @@ class NetNamespace(Namespace):
             ends = [one.ip for one in target.addresses() if one.scope == "global" and family in {None, one.ip.version}]
             if ends:
                 return min(ends, key=lambda ip: ip.version), None
-        elif isinstance(target, HasAddress):
+        elif hasattr(target, "ipv4") and hasattr(target, "ipv6"):
             for version, text in ((4, target.ipv4), (6, target.ipv6)):
                 if text is not None and family in {None, version}:
                     return icmp.parse_target(text)
@@ -369,6 +392,23 @@ class NetNamespace(Namespace):
         # The copied one is held too: only while it is, its inode number means it.
         self._views.append((self._teardown.hold(os.dup(base)), view))
         return view
+
+
+def no_dad(ifname: str) -> None:
+    """No duplicate address detection on a link (`default`: on those to come): it takes a second and more."""
+    path = f"/proc/sys/net/ipv6/conf/{ifname}/accept_dad"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # a kernel without IPv6, or with an MTU too small for it
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            return  # a container's /proc/sys: the link-local address takes its second
+        raise
+    try:
+        os.write(fd, b"0")
+    finally:
+        os.close(fd)
 
 
 def check_name(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_isolation._kernel import icmp
+from pytest_isolation._state import fds
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
 _MAX_SIZE = 65507
@@ -54,6 +57,40 @@ class PingResult:
     __repr__ = __str__
 
 
+class Sockets:
+    """The raw ICMP sockets of one network namespace: borrowed for a ping and kept for the next."""
+
+    def __init__(self, make: Callable[[int], socket.socket]) -> None:
+        self._make = make
+        self._idle: dict[int, list[socket.socket]] = {4: [], 6: []}
+
+    def add(self, version: int, sock: socket.socket) -> None:
+        """One more to borrow."""
+        fds.hold(sock.fileno())
+        icmp.prepare(sock, version)
+        self._idle[version].append(sock)
+
+    @contextlib.contextmanager
+    def borrowed(self, version: int) -> Iterator[socket.socket]:
+        """One that nobody else uses meanwhile, with nothing in it."""
+        if not self._idle[version]:
+            self.add(version, self._make(version))
+        sock = self._idle[version].pop()
+        try:
+            with contextlib.suppress(BlockingIOError):
+                while True:  # replies to others, while it lay idle
+                    sock.recv(1)
+            yield sock
+        finally:
+            self._idle[version].append(sock)
+
+    def close(self) -> None:
+        """Close them: each keeps the namespace alive."""
+        for idle in self._idle.values():
+            while idle:
+                fds.release(idle.pop().detach())
+
+
 def check(count: int, size: int, timeout: float) -> None:
     """Refuse what no ping can do."""
     if not 1 <= count <= 0xFFFF:
@@ -77,7 +114,6 @@ def ping(
     payload = os.urandom(size)
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    sock.setblocking(False)  # noqa: FBT003
     deadline = time.monotonic() + timeout
     times: list[float] = []
     reason = ""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
-import os
 import re
 import secrets
 import socket as _socket
@@ -149,8 +149,8 @@ class VethEnd(Place):
         rtnl = self.netns.rtnl
         with rtnl.watching_addresses():
             rtnl.do(rtnetlink.add_address(self.ifindex, interface))
-            if interface.version == 6:
-                rtnl.wait_usable(self.ifindex, interface.ip.packed)
+            if interface.version == 6 and self.operstate == "UP":
+                rtnl.wait_usable(self.ifindex, [interface.ip.packed])
         self._remember(interface)
 
     def _remember(self, interface: Interface) -> None:
@@ -269,36 +269,46 @@ class VethPair(KernelObject):
         outer: bool,  # noqa: FBT001
         user: UserNamespace | None,
     ) -> None:
-        given = [space is not None for space in spaces]
+        self._given = [space for space in spaces if space is not None]
         homes: list[NetNamespace] = []
         for position, space in enumerate(spaces):
             if space is None:
-                space = NetNamespace(outer=True) if outer and position == 0 else NetNamespace(lo_up=False, user=user)  # noqa: PLW2901
+                space = self._new_home(position, user, outer=outer and position == 0)  # noqa: PLW2901
                 space._owner = self
                 self._teardown.push("close the namespace of an end", space.close)
             homes.append(space)
         a, b = homes
         alias = self._announce(names[0], a) if outer else None
-        a.rtnl.do(
-            rtnetlink.new_veth(
-                (names[0], names[1]), peer_netns=b.fileno(), mtu=mtu, macs=(macs[0], macs[1]), alias=alias
-            )
-        )
-        if given[0] or given[1] or outer:
+        pair = rtnetlink.new_veth((names[0], names[1]), mtu=mtu, macs=(macs[0], macs[1]), alias=alias)
+        a.rtnl.do(rtnetlink.in_netns(pair, b.fileno()))
+        if self._given:
             self._teardown.push("delete the link", lambda: self._delete(names, homes))
         ifindexes = a.rtnl.ifindexes(names[0])
         self.ends: tuple[VethEnd, ...] = tuple(
             VethEnd(self, name, ifindex, home) for name, ifindex, home in zip(names, ifindexes, homes, strict=True)
         )
         self.ends[0].peer, self.ends[1].peer = self.ends[1], self.ends[0]
-        with a.rtnl.watching_addresses(), b.rtnl.watching_addresses():
+        with contextlib.ExitStack() as watching:
+            # With IPv6 addresses, confirm them and the link-local ones; without, nobody waits for those.
+            confirm = all(states) and any(one.version == 6 for end in self._addresses for one in end)
+            for home in homes if confirm else ():
+                watching.enter_context(home.rtnl.watching_addresses())
             for position in (1, 0):
-                self._configure(position, states[position], lo_up=not given[position] and not (outer and position == 0))
+                self._configure(position, states[position], fresh=user is None and homes[position] not in self._given)
             for end in self.ends:
                 end.netns.rtnl.settle(end.ifindex)
-            if all(states):
-                for end in self.ends:
-                    end.netns.rtnl.wait_usable(end.ifindex)
+            for end, addresses in zip(self.ends, self._addresses, strict=True) if confirm else ():
+                added = [one.ip.packed for one in addresses if one.version == 6]
+                rtnl = end.netns.rtnl
+                rtnl.wait_usable(end.ifindex, [*added, *rtnl.tentative(end.ifindex)])  # the link-local one
+
+    def _new_home(self, position: int, user: UserNamespace | None, *, outer: bool) -> NetNamespace:
+        if outer:
+            self._given.append(home := NetNamespace(outer=True))
+            return home
+        if user is not None:
+            return NetNamespace(lo_up=False, user=user)
+        return NetNamespace.for_link(frozenset(one.version for one in self._addresses[position]))
 
     def _announce(self, ifname: str, outer: NetNamespace) -> str:
         """Before the link in the machine's own namespace is made: keeper and ledger know of it, by its alias."""
@@ -330,14 +340,11 @@ class VethPair(KernelObject):
                     raise
             return
 
-    def _configure(self, position: int, up: bool, *, lo_up: bool) -> None:  # noqa: FBT001
+    def _configure(self, position: int, up: bool, *, fresh: bool) -> None:  # noqa: FBT001
         end, addresses = self.ends[position], self._addresses[position]
-        end.netns._do_inside(lambda: _no_dad(end.ifname))
-        messages = [rtnetlink.add_address(end.ifindex, interface) for interface in addresses]
-        if up:
-            messages.insert(0, rtnetlink.set_link(end.ifindex, up=True))
-        if lo_up:
-            messages.append(rtnetlink.LO_UP)
+        if not fresh:
+            end.netns._do_inside(lambda: end.netns.prepare_link(end.ifname, {one.version for one in addresses}))
+        messages = _configuration(end.ifindex, tuple(addresses), up, end.netns not in self._given)
         if messages:
             end.netns.rtnl.do(*messages)
         for interface in addresses:
@@ -359,23 +366,6 @@ class VethPair(KernelObject):
     def __str__(self) -> str:
         ends = getattr(self, "ends", ())
         return f"{self.kind} {' - '.join(end.ifname for end in ends)}".strip()
-
-
-def _no_dad(ifname: str) -> None:
-    """No duplicate address detection on this link: with it a link-local address takes a second and more."""
-    path = f"/proc/sys/net/ipv6/conf/{ifname}/accept_dad"
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return  # a kernel without IPv6, or with an MTU too small for it
-    except OSError as error:
-        if error.errno == errno.EROFS:
-            return  # a container's /proc/sys: the link-local address takes its second
-        raise
-    try:
-        os.write(fd, b"0")
-    finally:
-        os.close(fd)
 
 
 def _check_given(netns: NetNamespace, interfaces: list[Interface]) -> None:
@@ -415,6 +405,19 @@ def _parse(values: Sequence[str | None], name: str, version: int | None) -> list
             raise ValueError(message)
         found.append(interface)
     return found
+
+
+@functools.lru_cache(maxsize=64)
+def _configuration(
+    ifindex: int,
+    addresses: tuple[Interface, ...],
+    up: bool,  # noqa: FBT001 - one key of the cache
+    lo_up: bool,  # noqa: FBT001
+) -> tuple[rtnetlink.Message, ...]:
+    """What is sent to an end's namespace in one batch; the same for most pairs."""
+    links = [rtnetlink.set_link(ifindex, up=True)] if up else []
+    added = [rtnetlink.add_address(ifindex, interface) for interface in addresses]
+    return (*links, *added, *([rtnetlink.LO_UP] if lo_up else []))
 
 
 @functools.lru_cache(maxsize=64)

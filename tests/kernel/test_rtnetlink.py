@@ -44,9 +44,8 @@ def test_attributes_of_a_broken_message(data):
 
 def test_a_veth_message():
     """Both ends where they belong, in one message."""
-    message = rtnetlink.new_veth(
-        ("left", "right"), peer_netns=9, mtu=1400, macs=(b"\x02\0\0\0\0\1", None), alias="mine"
-    )
+    pair = rtnetlink.new_veth(("left", "right"), mtu=1400, macs=(b"\x02\0\0\0\0\1", None), alias="mine")
+    message = rtnetlink.in_netns(pair, 9)
     assert message.kind == rtnetlink.RTM_NEWLINK
     assert message.flags == rtnetlink.NLM_F_CREATE | rtnetlink.NLM_F_EXCL
     values = rtnetlink.attributes(message.payload[16:])
