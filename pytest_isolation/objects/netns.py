@@ -10,7 +10,7 @@ import re
 import socket as _socket
 import sys
 import threading
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, final
@@ -108,8 +108,11 @@ class NetNamespace(Namespace):
             self._rtnl.do(rtnetlink.LO_UP)
 
     def _open_rtnetlink(self) -> None:
-        if self._versions is not None:
-            self.prepare_link("default", self._versions)
+        if self._versions is not None:  # inside already: what the first ping would have to enter for
+            no_dad("default")
+            with contextlib.suppress(PermissionError):  # no CAP_NET_RAW: the ping itself will say so
+                for version in self._versions:
+                    self._pings.add(version, icmp.open_socket(version))
         self._rtnl = rtnetlink.Socket()
         fds.hold(self._rtnl.fileno())
         self._teardown.push("close the rtnetlink socket", lambda: fds.release(self._rtnl.detach()))
@@ -275,15 +278,6 @@ class NetNamespace(Namespace):
         if version == 4:
             return self.socket(_socket.AF_INET, _socket.SOCK_RAW, _socket.IPPROTO_ICMP)
         return self.socket(_socket.AF_INET6, _socket.SOCK_RAW, _socket.IPPROTO_ICMPV6)
-
-    def prepare_link(self, ifname: str, versions: Iterable[int]) -> None:
-        """Inside already: no duplicate address detection on a link, and what the first ping would have to enter for."""
-        no_dad(ifname)
-        if self._user is not None:
-            return  # this is a forked child, which could not hand a socket back
-        with contextlib.suppress(PermissionError):  # no CAP_NET_RAW: the ping itself will say so
-            for version in versions:
-                self._pings.add(version, icmp.open_socket(version))
 
     def _resolve(self, target: object, family: int | None) -> tuple[IPv4Address | IPv6Address, str | None]:
         if family not in {None, 4, 6}:

@@ -18,7 +18,7 @@ from pytest_isolation._state.run import run
 from pytest_isolation.errors import KernelError
 from pytest_isolation.objects._object import KernelObject
 from pytest_isolation.objects._place import Place
-from pytest_isolation.objects.netns import NetNamespace, check_ifname
+from pytest_isolation.objects.netns import NetNamespace, check_ifname, no_dad
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -343,7 +343,7 @@ class VethPair(KernelObject):
     def _configure(self, position: int, up: bool, *, fresh: bool) -> None:  # noqa: FBT001
         end, addresses = self.ends[position], self._addresses[position]
         if not fresh:
-            end.netns._do_inside(lambda: end.netns.prepare_link(end.ifname, {one.version for one in addresses}))
+            end.netns._do_inside(lambda: no_dad(end.ifname))
         messages = _configuration(end.ifindex, tuple(addresses), up, end.netns not in self._given)
         if messages:
             end.netns.rtnl.do(*messages)
