@@ -80,7 +80,7 @@ class NetNamespace(Namespace):
     _versions: frozenset[int] | None = None
 
     @classmethod
-    def for_link(cls, versions: frozenset[int]) -> NetNamespace:
+    def _for_link(cls, versions: frozenset[int]) -> NetNamespace:
         """A new one for a link to be made in it: lo down, ready to ping, and addresses usable at once.
 
         Duplicate address detection is off in it (net.ipv6.conf.default.accept_dad), as nobody else is there.

@@ -308,7 +308,7 @@ class VethPair(KernelObject):
             return home
         if user is not None:
             return NetNamespace(lo_up=False, user=user)
-        return NetNamespace.for_link(frozenset(one.version for one in self._addresses[position]))
+        return NetNamespace._for_link(frozenset(one.version for one in self._addresses[position]))
 
     def _announce(self, ifname: str, outer: NetNamespace) -> str:
         """Before the link in the machine's own namespace is made: keeper and ledger know of it, by its alias."""
