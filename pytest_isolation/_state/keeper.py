@@ -310,6 +310,12 @@ class Keeper:
                 os._exit(1)  # the keeper died before PDEATHSIG was set
             os.setsid()
             self.title.set("init")
+            syscalls.prctl(uapi.PR_SET_NAME, b"init")
+            # Ignored, the kernel reaps what this process adopts.
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            os.closerange(3, link.fileno())
+            os.closerange(link.fileno() + 1, 1 << 16)
+            self.rehearse()
             request, stdio = passing.receive(link)
             if request is None:
                 os._exit(0)
@@ -318,17 +324,20 @@ class Keeper:
             syscalls.mount(None, "/", None, uapi.MS_REC | uapi.MS_SLAVE)
             if request["proc"]:
                 syscalls.mount("proc", "/proc", "proc", uapi.MS_NOSUID | uapi.MS_NODEV | uapi.MS_NOEXEC)
-            if request.get("argv") is None:
-                self.reap_forever(link)
-            self.become(request, stdio, link)
+            if request.get("argv") is not None:
+                self.become(request, stdio, link)
+            passing.send(link, "ready")
+            link.close()
+            while True:
+                signal.pause()
         except KernelError as error:
             passing.send(link, as_report(error))
         os._exit(127)
 
     def become(self, request: dict[str, Any], stdio: list[int], link: socket.socket) -> None:
         """Execute the given program, with signals as a shell would give them."""
-        for signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(signum, signal.SIG_DFL)
+        for name in ("SIGCHLD", "SIGINT", "SIGQUIT", "SIGTERM", "SIGHUP", "SIGPIPE", "SIGXFSZ"):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
         for number, fd in enumerate(stdio):
             os.dup2(fd, number)
         argv, env = request["argv"], request["env"]
@@ -343,17 +352,13 @@ class Keeper:
         except OSError as error:
             raise KernelError(error.errno or 0, call) from None
 
-    def reap_forever(self, link: socket.socket) -> NoReturn:
-        """The default first process: SIGCHLD ignored makes the kernel reap what it adopts."""
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        syscalls.prctl(uapi.PR_SET_NAME, b"init")
-        null = os.open("/dev/null", os.O_RDWR)
-        for number in range(3):
-            os.dup2(null, number)
-        passing.send(link, "ready")
-        os.closerange(3, 1 << 16)
-        while True:
-            signal.pause()
+    def rehearse(self) -> None:
+        """Use now what will be used between the request and its answer: a fork copies memory where it is touched."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        passing.send(ours, {"op": "init", "proc": True, "argv": None})
+        passing.receive(theirs)
+        ours.close()
+        theirs.close()
 
     def do_status(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
         """The wait status of a first process that has exited, or null."""

@@ -155,9 +155,9 @@ class VethEnd(Place):
 
     def _remember(self, interface: Interface) -> None:
         if interface.version == 4:
-            self.ipv4 = self.ipv4 or str(interface.ip)
+            self.ipv4 = self.ipv4 or _text(interface)
         else:
-            self.ipv6 = self.ipv6 or str(interface.ip)
+            self.ipv6 = self.ipv6 or _text(interface)
 
     def move_to(self, netns: NetNamespace) -> None:
         """Move it to another namespace. As the kernel does it, it arrives down and without addresses.
@@ -405,6 +405,11 @@ def _parse(values: Sequence[str | None], name: str, version: int | None) -> list
             raise ValueError(message)
         found.append(interface)
     return found
+
+
+@functools.lru_cache(maxsize=64)
+def _text(interface: Interface) -> str:
+    return str(interface.ip)
 
 
 @functools.lru_cache(maxsize=64)
