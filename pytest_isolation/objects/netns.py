@@ -296,7 +296,8 @@ class NetNamespace(Namespace):
             if ends:
                 return min(ends, key=lambda ip: ip.version), None
         elif hasattr(target, "ipv4") and hasattr(target, "ipv6"):
-            for version, text in ((4, target.ipv4), (6, target.ipv6)):
+            end = cast("HasAddress", target)
+            for version, text in ((4, end.ipv4), (6, end.ipv6)):
                 if text is not None and family in {None, version}:
                     return icmp.parse_target(text)
         else:
