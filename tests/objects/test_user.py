@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_isolation import ChildError, KernelError, UserNamespace
+from pytest_isolation import ChildError, KernelError, UserNamespace, eventually
 
 FIELDS = "cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups; id -u; id -g"
 
@@ -308,3 +308,20 @@ def test_a_kernel_error_pickles():
     """From a forked child, or an xdist worker, it comes back whole."""
     error = pickle.loads(pickle.dumps(KernelError(1, "setns(3, CLONE_NEWNET)", None, "A hint")))
     assert (error.errno, error.call, error.message, error.hint) == (1, "setns(3, CLONE_NEWNET)", None, "A hint")
+
+
+def test_what_a_killed_ordinary_user_started_ends_too(as_ordinary_user):
+    """Without a cgroup to write to, the keeper finds it by the token in its environment."""
+    done = as_ordinary_user(
+        PRELUDE
+        + """
+import signal
+process = iso.netns(user=user).popen(["setsid", "sleep", "1000"])
+print(process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+""",
+        check=False,
+    )
+    pid = int(done.stdout.split()[-1])
+    cmdline = Path(f"/proc/{pid}/cmdline")  # empty when it is a zombie
+    eventually(lambda: not cmdline.exists() or not cmdline.read_bytes(), 20)
