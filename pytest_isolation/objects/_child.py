@@ -75,10 +75,12 @@ def call_in_child(
 
 def _read_until_exit(fd: int, pid: int) -> bytes:
     """Read to the end of file, or until the child has exited whoever else holds the pipe."""
-    pidfd = -1
+    pidfds: list[int] = []
     chunks = []
     try:
-        pidfd = os.pidfd_open(pid)
+        # In one go, so that a signal handler that raises finds it either not open or in the list.
+        pidfds.extend(map(os.pidfd_open, [pid]))
+        pidfd = pidfds[0]
         os.set_blocking(fd, False)
         poll = select.poll()
         poll.register(fd, select.POLLIN)
@@ -98,8 +100,8 @@ def _read_until_exit(fd: int, pid: int) -> bytes:
         os.waitpid(pid, 0)
         raise
     finally:
-        if pidfd >= 0:
-            os.close(pidfd)
+        for opened in pidfds:
+            os.close(opened)
 
 
 def _be_child(pipe: int, enter: Callable[[Callable[[], None]], None], fn: Callable[[], object]) -> NoReturn:
