@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import pickle
 import select
@@ -44,25 +45,32 @@ def call_in_child(
     """Fork; `enter(second_fork)` and then `fn(...)` in the child; wait; return or raise what came of it."""
     __tracebackhide__ = True
     start_run()
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    myself = os.getpid()
+    ends = list(os.pipe2(os.O_CLOEXEC))
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
+    forked: list[int] = []
     try:
         with quiet_fork(), fds.kept_in_child():
-            pid = os.fork()
+            # In one go, so that a signal handler that raises finds no child, or one that is in the list.
+            forked.extend(itertools.starmap(os.fork, [()]))
+        if forked == [0]:
+            _be_child(ends[1], enter, lambda: fn(*args, **kwargs))
+        os.close(ends.pop())
+        data = _read_until_exit(ends[0], forked[0])
+        status = os.waitstatus_to_exitcode(os.waitpid(forked[0], 0)[1])
     except BaseException:
-        os.close(read_end)
-        os.close(write_end)
+        if os.getpid() != myself:
+            os._exit(70)  # interrupted on its way: the child never goes back into pytest
+        for pid in forked:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
         raise
-    if pid == 0:
-        _be_child(write_end, enter, lambda: fn(*args, **kwargs))
-    os.close(write_end)
-    try:
-        data = _read_until_exit(read_end, pid)
     finally:
-        os.close(read_end)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        for fd in ends:
+            os.close(fd)
     if not data:
         name = getattr(fn, "__qualname__", repr(fn))
         raise ChildError(status, f"call_in_child({name})", None, None, "it was gone before the callable returned")
@@ -78,7 +86,6 @@ def _read_until_exit(fd: int, pid: int) -> bytes:
     pidfds: list[int] = []
     chunks = []
     try:
-        # In one go, so that a signal handler that raises finds it either not open or in the list.
         pidfds.extend(map(os.pidfd_open, [pid]))
         pidfd = pidfds[0]
         os.set_blocking(fd, False)
@@ -95,10 +102,6 @@ def _read_until_exit(fd: int, pid: int) -> bytes:
                 chunks.append(chunk)
             elif chunk == b"" or pidfd in ready:
                 return b"".join(chunks)
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)  # our own child, not waited for yet: the number is still its
-        os.waitpid(pid, 0)
-        raise
     finally:
         for opened in pidfds:
             os.close(opened)
