@@ -40,7 +40,7 @@ T = TypeVar("T")
 #: Kinds that a thread of pytest enters and leaves again.
 IN_PLACE = ("cgroup", "ipc", "net", "mnt", "uts")
 _OPTIONS = frozenset(inspect.signature(subprocess.Popen).parameters) - {"args", "preexec_fn"}
-_OUR_OPTIONS = frozenset({"extra_env", "stop", "grace", "may_exit", "logged"})
+_OUR_OPTIONS = frozenset({"extra_env", "stop", "grace", "may_exit", "logged", "born"})
 
 
 def _refuse_options(options: Mapping[str, Any]) -> None:
@@ -138,11 +138,14 @@ class Place:
         if input is not None:
             options["stdin"] = subprocess.PIPE
             data = input.encode(encoding or "utf-8") if isinstance(input, str) else input
-        process = self._start(argv, options)
+        # Filled as soon as there is one, so that an interrupt at any moment knows what to end.
+        born: list[Process] = []
         try:
+            process = self._start(argv, options | {"born": born})
             raw = collect(process, data, timeout)
         except BaseException:
-            process.end(grace=0.0)
+            for one in born:
+                one.end(grace=0.0)
             raise
         process.leave_descriptors()
         out: list[Any] = list(raw)
@@ -186,11 +189,13 @@ class Place:
         __tracebackhide__ = True
         _check_ready(ready)
         options.update(stop=stop, grace=grace, may_exit=may_exit, logged=True)
-        process = self._start(argv, options)
+        born: list[Process] = []
         try:
+            process = self._start(argv, options | {"born": born})
             process.wait_ready(ready, timeout)
         except BaseException:
-            process.end()
+            for one in born:
+                one.end()
             raise
         return process
 

@@ -148,6 +148,7 @@ class Process(subprocess.Popen[Any]):
         self.label: str = argv if isinstance(argv, str) else " ".join(os.fsdecode(word) for word in argv)
         self.pidfd: int = -1
         self._log = self._writer = -1
+        options.pop("born", []).append(self)
         self._stop: int = options.pop("stop", signal.SIGTERM)
         self._grace: float = options.pop("grace", 2.0)
         self._may_exit: bool = options.pop("may_exit", False)
