@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pytest_isolation._plugin.hooks import (
     pytest_addoption,
+    pytest_collection_finish,
     pytest_collection_modifyitems,
     pytest_configure,
     pytest_fixture_setup,
@@ -44,6 +45,7 @@ __all__ = [
     "package_isolation",
     "pid_namespace",
     "pytest_addoption",
+    "pytest_collection_finish",
     "pytest_collection_modifyitems",
     "pytest_configure",
     "pytest_fixture_setup",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from pytest_isolation._plugin import requirements, scopes, settings
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+#: Fixtures whose mounts pytest itself sees. Builder methods that mount enter when they are called.
+MOUNTING = frozenset({"overlay_fs"})
 _SETTINGS = pytest.StashKey[settings.Settings]()
 
 
@@ -45,6 +48,21 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Check the markers."""
     requirements.check_markers(items)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Enter the run's mount namespace before any test starts a thread, when a fixture is asked for that mounts.
+
+    Where that is not allowed, the fixture says so.
+    """
+    if session.config.option.collectonly or hasattr(session.config, "workercount"):
+        return
+    if any(not MOUNTING.isdisjoint(getattr(item, "fixturenames", ())) for item in session.items):
+        from pytest_isolation._state import mounts
+        from pytest_isolation.errors import KernelError
+
+        with contextlib.suppress(KernelError):
+            mounts.enter()
 
 
 @pytest.hookimpl(wrapper=True)

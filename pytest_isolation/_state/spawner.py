@@ -45,6 +45,8 @@ class Spawner:
         #: /proc/thread-self of the resident thread, which works in whatever it has entered.
         self.myself = -1
         self._root = -1
+        #: The mount namespace that pytest started in, where `origin` has one of the run instead.
+        self.mounts_of_machine = -1
         #: Has the thread failed to come back from somewhere?
         self._lost = False
         self._ident = -1
@@ -122,6 +124,27 @@ class Spawner:
                     fd = os.open(f"ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.myself)
                     self.origin[name] = fds.hold(fd)
             self._root = fds.hold(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+
+    def live_in_mounts(self, mnt: int, root: int) -> None:
+        """On the resident thread: be in this mount namespace and root from now on; -1: the machine's again."""
+        before = self.origin["mnt"], self._root, self.mounts_of_machine
+        if mnt >= 0:
+            self.mounts_of_machine = self.origin["mnt"]
+            self.origin["mnt"] = fds.hold(mnt)
+        else:
+            self.origin["mnt"], self.mounts_of_machine = self.mounts_of_machine, -1
+        self._root = fds.hold(root)
+        try:
+            self.restore(["mnt"])
+        except BaseException:
+            self.origin["mnt"], self._root, self.mounts_of_machine = before
+            fds.release(root)
+            if mnt >= 0:
+                fds.release(mnt)
+            raise
+        fds.release(before[1])
+        if mnt < 0:
+            fds.release(before[0])
 
     @contextmanager
     def entered(self, namespaces: Iterable[tuple[str, int]]) -> Iterator[None]:

@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from pytest_isolation._kernel import uapi
-from pytest_isolation._state import fds, keeper_client, run
+from pytest_isolation._state import fds, keeper_client, mounts, run
 from pytest_isolation._state.spawner import spawner
 from pytest_isolation.errors import ClosedError, KernelError, Unsupported
 
@@ -207,6 +207,7 @@ def finish() -> None:
             warnings.warn(f"unclosed {one}", ResourceWarning, source=one, stacklevel=2)
         with contextlib.suppress(Exception):  # at exit there is nobody left to tell
             one.close()
+    mounts.finish()
     run.finish()
     keeper_client.finish()
 
