@@ -42,13 +42,27 @@ if TYPE_CHECKING:
     from pytest_isolation.objects.uts import UtsNamespace as UtsNamespace
     from pytest_isolation.objects.veth import VethEnd as VethEnd
     from pytest_isolation.objects.veth import VethPair as VethPair
+    from pytest_isolation.objects.union import Branch as Branch
+    from pytest_isolation.objects._layers import Change as Change
+    from pytest_isolation.objects.loop import LoopDevice as LoopDevice
+    from pytest_isolation.objects.overlay import OverlayFs as OverlayFs
+    from pytest_isolation.objects._layers import Special as Special
+    from pytest_isolation.objects._layers import Symlink as Symlink
+    from pytest_isolation.objects.tmpfs import Tmpfs as Tmpfs
+    from pytest_isolation.objects.union import UnionFs as UnionFs
+    from pytest_isolation.objects.tmpfs import Usage as Usage
+    from pytest_isolation.objects._layers import is_opaque as is_opaque
+    from pytest_isolation.objects._layers import is_whiteout as is_whiteout
+    from pytest_isolation.objects._layers import tree as tree
 
 #: What pytest loads with this package, whichever way it came to it; registered once.
 pytest_plugins: list[str] = ["pytest_isolation.plugin"]
 
 _HOMES = {
     "Address": "_kernel.rtnetlink",
+    "Branch": "objects.union",
     "CgroupNamespace": "objects.cgroup_ns",
+    "Change": "objects._layers",
     "ChildError": "errors",
     "ChrootRoot": "objects.chroot",
     "ClosedError": "errors",
@@ -60,10 +74,12 @@ _HOMES = {
     "KernelError": "errors",
     "LeakError": "errors",
     "Link": "_kernel.rtnetlink",
+    "LoopDevice": "objects.loop",
     "Mount": "_kernel.procfs",
     "MountNamespace": "objects.mount",
     "Neighbour": "_kernel.rtnetlink",
     "NetNamespace": "objects.netns",
+    "OverlayFs": "objects.overlay",
     "PidNamespace": "objects.pid",
     "PidProcess": "objects.pid",
     "PingResult": "objects.ping",
@@ -72,19 +88,29 @@ _HOMES = {
     "Route": "_kernel.rtnetlink",
     "Segment": "objects.ipc",
     "SemaphoreSet": "objects.ipc",
+    "Special": "objects._layers",
+    "Symlink": "objects._layers",
     "TimeNamespace": "objects.time_ns",
+    "Tmpfs": "objects.tmpfs",
+    "UnionFs": "objects.union",
     "Unsupported": "errors",
+    "Usage": "objects.tmpfs",
     "UserNamespace": "objects.user",
     "UtsNamespace": "objects.uts",
     "VethEnd": "objects.veth",
     "VethPair": "objects.veth",
     "eventually": "objects.eventually",
     "inside": "objects._place",
+    "is_opaque": "objects._layers",
+    "is_whiteout": "objects._layers",
+    "tree": "objects._layers",
 }
 
 __all__ = [
     "Address",
+    "Branch",
     "CgroupNamespace",
+    "Change",
     "ChildError",
     "ChrootRoot",
     "ClosedError",
@@ -96,10 +122,12 @@ __all__ = [
     "KernelError",
     "LeakError",
     "Link",
+    "LoopDevice",
     "Mount",
     "MountNamespace",
     "Neighbour",
     "NetNamespace",
+    "OverlayFs",
     "PidNamespace",
     "PidProcess",
     "PingResult",
@@ -108,14 +136,22 @@ __all__ = [
     "Route",
     "Segment",
     "SemaphoreSet",
+    "Special",
+    "Symlink",
     "TimeNamespace",
+    "Tmpfs",
+    "UnionFs",
     "Unsupported",
+    "Usage",
     "UserNamespace",
     "UtsNamespace",
     "VethEnd",
     "VethPair",
     "eventually",
     "inside",
+    "is_opaque",
+    "is_whiteout",
+    "tree",
 ]
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_isolation.objects.isolation import Isolation
     from pytest_isolation.objects.mount import MountNamespace
     from pytest_isolation.objects.netns import NetNamespace
+    from pytest_isolation.objects.overlay import OverlayFs
     from pytest_isolation.objects.pid import PidNamespace
     from pytest_isolation.objects.time_ns import TimeNamespace
     from pytest_isolation.objects.user import UserNamespace
@@ -199,3 +200,14 @@ def chroot_root(isolation: Isolation, request: pytest.FixtureRequest) -> ChrootR
         assert chroot_root.run(["/bin/bash", "-c", "pwd"]).stdout == "/\n"
     """
     return isolation.chroot_root(**_options(request))
+
+
+@pytest.fixture
+def overlay_fs(isolation: Isolation, request: pytest.FixtureRequest) -> OverlayFs:
+    """A writable overlay over a layer with a file `a`: `isolation.overlay_fs()`. Needs CAP_SYS_ADMIN.
+
+    def test_delete(overlay_fs):
+        (overlay_fs.merged / "a").unlink()
+        assert is_whiteout(overlay_fs.upper / "a")
+    """
+    return isolation.overlay_fs(**_options(request))

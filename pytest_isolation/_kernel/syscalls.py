@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NoReturn
 
 from pytest_isolation._kernel import uapi
 from pytest_isolation.errors import KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _NUMBERS = {
@@ -35,6 +40,7 @@ _HINTS = {
     ("mount", errno.EPERM): "Mounting needs CAP_SYS_ADMIN in the user namespace that owns the mount namespace",
     ("mount", errno.EINVAL): "Wrong options, or source is unbindable, or target is not a mount point",
     ("umount2", errno.EBUSY): "Something in it is open, is a working directory, or is mounted below it",
+    ("ioctl", errno.ENOSPC): "No loop device is left: the kernel makes no more of them",
     ("umount2", errno.EINVAL): "It is not a mount point of this mount namespace",
 }
 
@@ -194,21 +200,25 @@ def move_mount(tree: int, target: str | int) -> None:
 
 
 def fs_mount(
-    fstype: str, options: dict[str, str | None] | None = None, *, source: str | None = None, attributes: int = 0
+    fstype: str,
+    options: Mapping[str, str | None] | Sequence[tuple[str, str | None]] = (),
+    *,
+    source: str | None = None,
+    attributes: int = 0,
 ) -> int:
     """A new, detached mount of `fstype` as a descriptor; an error carries the kernel's own words.
 
-    fsopen(2), fsconfig(2), fsmount(2), Linux 5.2. `options` maps a name to its value, None for a flag; `attributes` are
-    MOUNT_ATTR_*.
+    fsopen(2), fsconfig(2), fsmount(2), Linux 5.2. `options` maps a name to its value, None for a flag, or lists such
+    pairs; `attributes` are MOUNT_ATTR_*.
     """
     context = _call(
         _NUMBERS["fsopen"], f"fsopen({fstype!r}, FSOPEN_CLOEXEC)", ctypes.c_char_p(fstype.encode()), ctypes.c_uint(1)
     )
     try:
-        settings = dict(options or {})
+        settings = [*(options.items() if isinstance(options, Mapping) else options)]
         if source is not None:
-            settings["source"] = source
-        for key, value in settings.items():
+            settings.append(("source", source))
+        for key, value in settings:
             command = uapi.FSCONFIG_SET_FLAG if value is None else uapi.FSCONFIG_SET_STRING
             _fsconfig(context, command, key, value)
         _fsconfig(context, uapi.FSCONFIG_CMD_CREATE, None, None)
@@ -253,3 +263,48 @@ def mount_setattr(fd: int, attr_set: int, *, recursive: bool = True) -> None:
         ctypes.byref(attr),
         ctypes.c_size_t(ctypes.sizeof(attr)),
     )
+
+
+class _LoopInfo64(ctypes.Structure):
+    _fields_ = (
+        ("lo_device", ctypes.c_uint64),
+        ("lo_inode", ctypes.c_uint64),
+        ("lo_rdevice", ctypes.c_uint64),
+        ("lo_offset", ctypes.c_uint64),
+        ("lo_sizelimit", ctypes.c_uint64),
+        ("lo_number", ctypes.c_uint32),
+        ("lo_encrypt_type", ctypes.c_uint32),
+        ("lo_encrypt_key_size", ctypes.c_uint32),
+        ("lo_flags", ctypes.c_uint32),
+        ("lo_file_name", ctypes.c_uint8 * 64),
+        ("lo_crypt_name", ctypes.c_uint8 * 64),
+        ("lo_encrypt_key", ctypes.c_uint8 * 32),
+        ("lo_init", ctypes.c_uint64 * 2),
+    )
+
+
+class _LoopConfig(ctypes.Structure):
+    _fields_ = (
+        ("fd", ctypes.c_uint32),
+        ("block_size", ctypes.c_uint32),
+        ("info", _LoopInfo64),
+        ("reserved", ctypes.c_uint64 * 8),
+    )
+
+
+def loop_ctl_get_free(control: int) -> int:
+    """The number of a loop device that is free, one more where none is. loop(4)"""
+    try:
+        return fcntl.ioctl(control, uapi.LOOP_CTL_GET_FREE)
+    except OSError as error:
+        fail(error.errno or 0, "ioctl(/dev/loop-control, LOOP_CTL_GET_FREE)")
+
+
+def loop_configure(device: int, image: int, flags: int) -> None:
+    """Attach the file `image` to the loop device `device`; EBUSY: it has one. loop(4), Linux 5.8"""
+    config = _LoopConfig(fd=image)
+    config.info.lo_flags = flags
+    try:
+        fcntl.ioctl(device, uapi.LOOP_CONFIGURE, bytes(config))
+    except OSError as error:
+        fail(error.errno or 0, f"ioctl({device}, LOOP_CONFIGURE, {{fd={image}, lo_flags={flags:#x}}})")

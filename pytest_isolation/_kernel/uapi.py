@@ -75,3 +75,9 @@ PR_SET_NAME = 15
 OVERFLOW_ID = 65534
 #: Bytes of an interface name, its terminating NUL not counted.
 IFNAME_MAX = 15
+
+# linux/loop.h, linux/major.h
+LOOP_CONFIGURE = 0x4C0A
+LOOP_CTL_GET_FREE = 0x4C82
+LO_FLAGS_AUTOCLEAR = 4
+LOOP_MAJOR = 7

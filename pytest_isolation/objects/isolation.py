@@ -10,10 +10,14 @@ from pytest_isolation.errors import ClosedError
 from pytest_isolation.objects.cgroup_ns import CgroupNamespace
 from pytest_isolation.objects.chroot import ChrootRoot
 from pytest_isolation.objects.ipc import IpcNamespace
+from pytest_isolation.objects.loop import LoopDevice
 from pytest_isolation.objects.mount import MountNamespace
 from pytest_isolation.objects.netns import NetNamespace
+from pytest_isolation.objects.overlay import OverlayFs
 from pytest_isolation.objects.pid import PidNamespace
 from pytest_isolation.objects.time_ns import TimeNamespace
+from pytest_isolation.objects.tmpfs import Tmpfs
+from pytest_isolation.objects.union import UnionFs
 from pytest_isolation.objects.user import UserNamespace
 from pytest_isolation.objects.uts import UtsNamespace
 from pytest_isolation.objects.veth import VethPair
@@ -150,3 +154,19 @@ class Isolation:
     @_builds(ChrootRoot)
     def chroot_root(self) -> None:
         """A root directory, filled with the given programs. Arguments: see `ChrootRoot`."""
+
+    @_builds(OverlayFs)
+    def overlay_fs(self) -> None:
+        """Layers of directories shown as one, changes in the uppermost. Arguments: see `OverlayFs`."""
+
+    @_builds(UnionFs)
+    def union_fs(self) -> None:
+        """Branches shown as one, by overlayfs or AUFS. Arguments: see `UnionFs`."""
+
+    @_builds(Tmpfs)
+    def tmpfs(self) -> None:
+        """An empty file system in memory. Arguments: see `Tmpfs`."""
+
+    @_builds(LoopDevice)
+    def loop_device(self) -> None:
+        """A disk made of a file, its file system mounted. Arguments: see `LoopDevice`."""

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_isolation.objects.cgroup_ns import CgroupNamespace
 from pytest_isolation.objects.chroot import ChrootRoot
 from pytest_isolation.objects.ipc import IpcNamespace
+from pytest_isolation.objects.loop import LoopDevice
 from pytest_isolation.objects.mount import MountNamespace
 from pytest_isolation.objects.netns import NetNamespace
+from pytest_isolation.objects.overlay import OverlayFs
 from pytest_isolation.objects.pid import PidNamespace
 from pytest_isolation.objects.time_ns import TimeNamespace
+from pytest_isolation.objects.tmpfs import Tmpfs
+from pytest_isolation.objects.union import UnionFs
 from pytest_isolation.objects.user import UserNamespace
 from pytest_isolation.objects.uts import UtsNamespace
 from pytest_isolation.objects.veth import VethPair
@@ -37,4 +41,8 @@ KINDS: tuple[Kind, ...] = (
     Kind(CgroupNamespace, "CAP_SYS_ADMIN"),
     Kind(TimeNamespace, "CAP_SYS_ADMIN"),
     Kind(ChrootRoot, "CAP_SYS_CHROOT"),
+    Kind(OverlayFs, "CAP_SYS_ADMIN"),
+    Kind(UnionFs, "CAP_SYS_ADMIN"),
+    Kind(Tmpfs, "CAP_SYS_ADMIN"),
+    Kind(LoopDevice, "CAP_SYS_ADMIN"),
 )
