@@ -94,7 +94,7 @@ def _mount_aufs(branches: list[tuple[str, str]], options: Mapping[str, str | Non
     except KernelError as error:
         if error.errno == errno.ENODEV:
             remedy = "a kernel with AUFS (the out-of-tree patch, or its module loaded), or backend='overlay'"
-            raise Unsupported("union_fs of backend 'aufs'", f"this kernel has no AUFS: {error}", remedy) from error
+            raise Unsupported("union_fs of backend 'aufs'", "this kernel has no AUFS: mount(2) of it gives ENODEV", remedy) from error
         if error.errno == errno.EINVAL:
             hint = "AUFS says what it refuses in the kernel's log only: dmesg"
             raise KernelError(error.errno, error.call, None, hint) from None
