@@ -92,6 +92,8 @@ class Keeper:
         #: The first process of the next pid namespace, made while nobody waits for it.
         self.spare: tuple[int, socket.socket] | None = None
         self.wants_spare = False
+        #: The machine's mount namespace and root, once this process lives in the run's.
+        self.outside: list[int] = []
         self.title = Title()
         self.title.set(f"pytest-isolation keeper of {ledger}")
 
@@ -160,6 +162,29 @@ class Keeper:
         del fds
         self.cgroup = request["path"]
         return {}, []
+
+    def do_live_in_mounts(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
+        """Be in this mount namespace and root (descriptors 0 and 1), and with it what is made from now on."""
+        del request
+        before = [os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC), os.open("/", os.O_PATH | os.O_CLOEXEC)]
+        self.move(*fds)
+        if self.outside:
+            for fd in before:
+                os.close(fd)
+        else:
+            self.outside = before
+        if self.spare is not None:  # it was born outside
+            pid, link = self.spare
+            self.spare, self.wants_spare = None, True
+            link.close()
+            os.waitpid(pid, 0)
+        return {}, []
+
+    def move(self, mnt: int, root: int) -> None:
+        """Enter a mount namespace, with a root in it."""
+        syscalls.setns(mnt, uapi.CLONE_NEWNS)
+        os.fchdir(root)
+        syscalls.chroot_here()
 
     def do_namespaces(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
         """Make namespaces of `kinds`; in a user namespace (`user`: its ids; descriptor 0) where one is given."""
@@ -387,6 +412,9 @@ class Keeper:
                 run.end_cgroup(Path(self.cgroup))
         else:  # no cgroup for this user: what carries the run's token is the run's
             run.end_by_token(os.path.basename(self.ledger))
+        if self.outside:
+            with contextlib.suppress(OSError):
+                self.move(*self.outside)
         ledger.remove_all(self.ledger)
 
 

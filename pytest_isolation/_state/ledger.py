@@ -75,6 +75,10 @@ def remove(entry: dict[str, Any]) -> None:
     if entry["kind"] == "published":
         unpublish(entry["path"])
     elif entry["kind"] == "directory":
+        if os.path.ismount(entry["path"]):  # seen from the run's own mount namespace
+            from pytest_isolation._kernel import syscalls, uapi
+
+            syscalls.umount2(entry["path"], uapi.MNT_DETACH)
         shutil.rmtree(entry["path"])  # its name holds 128 random bits: nobody else's
     elif entry["kind"] == "link":
         from pytest_isolation._kernel import rtnetlink

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pytest_isolation._kernel import syscalls, uapi
 from pytest_isolation._state import fds, ledger
-from pytest_isolation._state.keeper_client import start_run
+from pytest_isolation._state.keeper_client import keeper, start_run
 from pytest_isolation._state.run import run
 from pytest_isolation._state.spawner import running, spawner
 from pytest_isolation.errors import IsolationError, KernelError
@@ -51,11 +51,18 @@ def enter() -> None:
 
 
 def _make() -> None:
+    start_run()
     thread = spawner()
     syscalls.unshare(uapi.CLONE_NEWNS)  # and CLONE_FS with it: root and working directory are this thread's own now
     try:
         for propagation in (uapi.MS_SLAVE, uapi.MS_SHARED):
             syscalls.mount(None, "/", None, uapi.MS_REC | propagation)
+        own = [os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC), _open_root()]
+        try:
+            keeper().ask({"op": "live_in_mounts"}, own)  # so that the first process of a pid namespace sees them
+        finally:
+            for fd in own:
+                os.close(fd)
         thread.run(thread.live_in_mounts, os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC), _open_root())
     except BaseException:
         _join(thread.origin["mnt"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -13,12 +13,14 @@ from pytest_isolation._state import ledger
 from pytest_isolation._state.keeper_client import start_run
 from pytest_isolation._state.run import run
 from pytest_isolation.errors import IsolationError, KernelError, Unsupported
-from pytest_isolation.objects._layered import Layer, Layered, mounted_view, push_unmount
+from pytest_isolation.objects._layered import Layer, Layered, in_run, mounted_view, push_unmount
 from pytest_isolation.objects._layers import Marks, OverlayMarks, StrPath, fstype_of, remove_tree
 
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable, Mapping
+
+    from pytest_isolation.objects._object import Teardown
 
 #: What the object says itself.
 _OWN_OPTIONS = {"lowerdir": "lower layers", "lowerdir+": "lower layers", "upperdir": "upper=", "workdir": "work="}
@@ -178,6 +180,21 @@ def check_upper(upper: str, work: str, options: Mapping[str, object]) -> None:
         raise ValueError(message) from None
 
 
+def work_beside(upper: str, teardown: Teardown) -> str:
+    """A work directory on the file system of a given upper layer: it would outlive this process."""
+    parent = os.path.dirname(os.path.realpath(upper))
+    if os.stat(parent).st_dev != os.stat(upper).st_dev:
+        message = f"upper={upper!r} is a mount point: pass an empty directory on the same file system as work="
+        raise ValueError(message)
+    path = f"{parent}/.pytest-isolation-{secrets.token_hex(16)}"
+    start_run()
+    entry = ledger.Entry(run().id, "directory", path=path)
+    teardown.push("strike the directory off the ledger", entry.strike)
+    os.mkdir(path, 0o700)
+    teardown.push(f"remove {path}", lambda: in_run(remove_tree, path))
+    return path
+
+
 @final
 class OverlayFs(Layered):
     """An overlay mount: lower layers that are only read, an upper one that takes all changes, `merged` shows them as one.
@@ -231,7 +248,7 @@ class OverlayFs(Layered):
             self._work = f"{self._home}/work"
             os.mkdir(self._work)
         else:
-            self._work = self._work_beside(self._given_upper)
+            self._work = work_beside(self._given_upper, self._teardown)
         if self._given_upper is not None:
             check_upper(self._upper, self._work, self._options)
         mount_overlay(lower, self._upper, self._work, self._options, self._merged)
@@ -242,20 +259,6 @@ class OverlayFs(Layered):
                 f"made it a read-only overlay"
             )
             raise ValueError(message)
-
-    def _work_beside(self, upper: str) -> str:
-        """A work directory on the file system of a given upper layer, which would outlive this process."""
-        parent = os.path.dirname(os.path.realpath(upper))
-        if os.stat(parent).st_dev != os.stat(upper).st_dev:
-            message = f"upper={upper!r} is a mount point: pass an empty directory on the same file system as work="
-            raise ValueError(message)
-        path = tempfile.mktemp(prefix=f".pytest-isolation-{run().id}-", dir=parent)  # noqa: S306 - mkdir is exclusive
-        start_run()
-        entry = ledger.Entry(run().id, "directory", path=path)
-        self._teardown.push("strike the directory off the ledger", entry.strike)
-        os.mkdir(path, 0o700)
-        self._teardown.push(f"remove {path}", lambda: remove_tree(path))
-        return path
 
     @property
     def work(self) -> Path:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from pathlib import Path
 from typing import ClassVar, NamedTuple, final
 
 from pytest_isolation._kernel import syscalls, uapi
-from pytest_isolation.errors import KernelError
 from pytest_isolation.objects._layered import new_directory, push_unmount
 from pytest_isolation.objects._object import KernelObject
 
@@ -48,10 +46,11 @@ def parse_size(value: str | int, name: str) -> int:
         ValueError: it is no size, or none above 0.
     """
     match = re.fullmatch(r"(\d+)([kmgt]?)", str(value).lower(), re.ASCII)
-    if match is None or isinstance(value, bool) or not int(match[1]):
-        message = f"{name}={value!r}: allowed are numbers above 0, and text like '64m' (k, m, g, t)"
+    number = 0 if match is None or isinstance(value, bool) else int(match[1]) << _UNITS[match[2]]
+    if not 0 < number < 1 << 63:
+        message = f"{name}={value!r}: allowed are numbers above 0 and below 2**63, and text like '64m' (k, m, g, t)"
         raise ValueError(message)
-    return int(match[1]) << _UNITS[match[2]]
+    return number
 
 
 def check_mode(mode: int) -> None:
@@ -86,13 +85,7 @@ class Tmpfs(KernelObject):
 
     def _make(self, options: str) -> None:
         self._path = new_directory(self._teardown, self.kind)
-        try:
-            syscalls.mount("tmpfs", self._path, "tmpfs", uapi.MS_NOSUID | uapi.MS_NODEV, options)
-        except KernelError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            hint = "The kernel takes sizes and numbers of inodes below 2**63"
-            raise KernelError(errno.EINVAL, error.call, None, hint) from None
+        syscalls.mount("tmpfs", self._path, "tmpfs", uapi.MS_NOSUID | uapi.MS_NODEV, options)
         push_unmount(self._teardown, self._path)
 
     @property

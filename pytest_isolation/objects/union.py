@@ -159,10 +159,12 @@ class UnionFs(Layered):
             branches = list(zip([self._upper, *self._lower], self._permissions, strict=True))
             _mount_aufs(branches, self._options, self._merged)
         else:
-            work = f"{self._home}/work"
-            os.mkdir(work)
             if self._given_upper is not None:
+                work = overlay.work_beside(self._given_upper, self._teardown)
                 overlay.check_upper(self._upper, work, self._options)
+            else:
+                work = f"{self._home}/work"
+                os.mkdir(work)
             overlay.mount_overlay(self._lower, self._upper, work, self._options, self._merged)
         push_unmount(self._teardown, self._merged)
 
