@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_isolation import MountNamespace, PidNamespace, eventually, inside
+from pytest_isolation import KernelError, MountNamespace, PidNamespace, eventually, inside
 from pytest_isolation._kernel import uapi
-from pytest_isolation._state import ledger
+from pytest_isolation._state import ledger, mounts
 from pytest_isolation._state.keeper_client import keeper
 from pytest_isolation._state.run import run
 
@@ -74,7 +74,9 @@ def machine():
 
 @pytest.fixture(scope="session")
 def warm():
-    """Keeper, spawner thread and the run's cgroup are there: they are made once, and stay."""
+    """Keeper, spawner thread, the run's cgroup and its mounts are there: they are made once, and stay."""
+    with contextlib.suppress(KernelError):  # an ordinary user has no mounts of the run's
+        mounts.directory()
     PidNamespace().close()
 
 

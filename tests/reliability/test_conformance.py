@@ -29,19 +29,28 @@ from pytest_isolation import (
     VethPair,
 )
 from pytest_isolation._kernel import procfs, rtnetlink, syscalls
-from pytest_isolation._state import fds, keeper_client, ledger
+from pytest_isolation._state import fds, keeper_client, ledger, mounts
 from pytest_isolation._state.keeper_client import keeper, start_run
 from pytest_isolation._state.run import run
 from pytest_isolation.objects.kinds import KINDS
 
 PATIENCE_S = 3.0
 EVERY_KIND = pytest.mark.parametrize("kind", [kind.make for kind in KINDS], ids=lambda make: make.kind)
+#: Kinds that nothing can live in: what else of theirs refuses once they are closed.
+WITHOUT_VERBS = {
+    "overlay_fs": lambda one: one.changes(),
+    "union_fs": lambda one: one.changes(),
+    "tmpfs": lambda one: one.usage(),
+    "loop_device": lambda one: one.usage(),
+}
 
 
 @pytest.fixture
 def trace():
     """What this process holds and has on the machine: taken before and compared after."""
     start_run()
+    with contextlib.suppress(KernelError):
+        mounts.directory()
     with NetNamespace() as ns, PidNamespace():  # whatever is made once and stays is there: the next init, modules
         ns.call_in_child(int)
     return Trace()
@@ -70,6 +79,10 @@ class Trace:
         for pid in run().members():
             child = procfs.parent(pid) == self.keeper  # the next pid namespace's init is any number
             found.append("keeper's child" if child else "keeper" if pid == self.keeper else f"process {pid}")
+        if mounts._place is not None:
+            found += [f"in the run's directory {name}" for name in os.listdir(mounts._place[0])]
+            found += [f"mounted in the run {mount.target}" for mount in procfs.mounts() if is_ours(mount.target)]
+            found += [f"attached {file}" for file in backing_files() if is_ours(file)]
         published = f"/run/netns/conformance-{os.getpid()}"
         found += [f"mounted {mount.target}" for mount in procfs.mounts("self") if mount.target == published]
         found += [f"file {published}"] if Path(published).exists() else []
@@ -96,6 +109,17 @@ class Trace:
     def check(self):
         """Fail unless everything is as it was."""
         assert self.left() == []
+
+
+def is_ours(path):
+    return path.startswith(f"{mounts._place[0]}/")
+
+
+def backing_files():
+    """The files that are attached to loop devices."""
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            yield path.read_text()
 
 
 def is_others(ifname):
@@ -144,13 +168,15 @@ def test_use_after_close_is_a_closed_error(kind):
     one = kind()
     place = one.a if kind is VethPair else one
     one.close()
-    for use in (
+    verbs = (
         lambda: place.run(["true"]),
         lambda: place.popen(["true"]),
         lambda: place.call(int),
         lambda: place.call_in_child(int),
-        one.__enter__,
-    ):
+    )
+    if kind.kind in WITHOUT_VERBS:
+        verbs = (lambda: WITHOUT_VERBS[kind.kind](one),)
+    for use in (*verbs, one.__enter__):
         with pytest.raises(ClosedError, match=kind.kind):
             use()
     assert "closed" in repr(one)
@@ -198,14 +224,14 @@ def test_an_object_in_a_forked_copy_refuses_and_closes_nothing(kind):
 
         def in_child():
             with pytest.raises(ClosedError, match="fork"):
-                place.run(["true"])
+                WITHOUT_VERBS.get(kind.kind, lambda _: place.run(["true"]))(one)
             one.close()
             return True
 
         with NetNamespace() as elsewhere:
             assert elsewhere.call_in_child(in_child)
         assert not one.closed
-        if kind.kind != "chroot_root":
+        if kind.kind not in {"chroot_root", *WITHOUT_VERBS}:
             assert place.run(["true"]).returncode == 0
 
 
@@ -279,7 +305,7 @@ class Injected:
         return self._shared[8:100].rstrip(b"\0").decode()
 
 
-_OS_CALLS = ("open", "dup", "mkdir", "chmod", "memfd_create", "pidfd_open", "pipe2", "symlink", "mknod", "fork")
+_OS_CALLS = ("ftruncate", "open", "dup", "mkdir", "chmod", "memfd_create", "pidfd_open", "pipe2", "symlink", "mknod", "fork")
 
 
 def _public(owner, of):
@@ -358,7 +384,7 @@ def test_a_setup_that_fails_at_any_step_leaves_nothing(kind, trace):
     """ENOMEM at the first call into the kernel, at the second, ...: raised, and everything before it undone."""
     with every_step(kind, trace) as one:
         place = one.a if kind is VethPair else one
-        if kind.kind != "chroot_root":
+        if kind.kind not in {"chroot_root", *WITHOUT_VERBS}:
             assert place.run(["true"]).returncode == 0
     trace.check()
 
@@ -371,6 +397,11 @@ VARIANTS = {
     "uts_namespace-named": lambda builder: builder.uts_namespace(hostname="happy", domainname="life"),
     "chroot_root-pivot": lambda builder: builder.chroot_root("/bin/true", pivot=True).run(["/bin/true"]),
     "chroot_root-bind": lambda builder: builder.chroot_root().bind(builder.source, "/bound", readonly=True),
+    "overlay_fs-given": lambda builder: builder.overlay_fs({"a": ""}, builder.source / "lower", upper=builder.upper),
+    "overlay_fs-readonly": lambda builder: builder.overlay_fs(readonly=True),
+    "overlay_fs-changes": lambda builder: builder.overlay_fs().changes(),
+    "loop_device-bare": lambda builder: builder.loop_device(fstype=None),
+    "loop_device-xfs": lambda builder: builder.loop_device(fstype="xfs"),
     "netns-user": lambda builder: builder.netns(user=builder.user),
     "veth_pair-user": lambda builder: builder.veth_pair(user=builder.user),
     "pid_namespace-user": lambda builder: builder.pid_namespace(user=builder.user),
@@ -383,6 +414,7 @@ class Builder:
 
     def __init__(self, space, mounts, user, source):
         self.space, self.mounts, self.user, self.source = space, mounts, user, source
+        self.upper = source / "upper"
         self._builder = None
 
     def __getattr__(self, name):
@@ -400,15 +432,18 @@ class Builder:
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_a_variant_that_fails_at_any_step_leaves_nothing(variant, tmp_path):
     """The same for what arguments add to a setup, and for what is done to an object later."""
-    with NetNamespace() as space, MountNamespace() as mounts, UserNamespace() as user:
+    with NetNamespace() as space, MountNamespace() as copied, UserNamespace() as user:
         start_run()
-        for one in (space, mounts, user):
+        for one in (space, copied, user):
             one.run(["true"])
         (tmp_path / "kept").touch()
-        builder = Builder(space, mounts, user, tmp_path)
+        for name in ("lower", "upper"):
+            (tmp_path / name).mkdir()
+        mounts.directory()
+        builder = Builder(space, copied, user, tmp_path)
         builder.attempt(variant).close()
         every_step(lambda: builder.attempt(variant), Trace(), after=builder.close).close()
-    assert (tmp_path / "kept").exists()
+    assert sorted(os.listdir(tmp_path)) == ["kept", "lower", "upper"]
 
 
 def test_a_publication_that_fails_at_any_step_leaves_no_name(trace):
