@@ -19,6 +19,7 @@
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -325,6 +326,47 @@ static void user_namespace(struct sample *s, int unused) {
     s->gone = now_us();
 }
 
+/* ---- overlays ---- */
+
+static void make_file(const char *path, const char *text) {
+    int fd = (int)CHECK(open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+    CHECK(write(fd, text, strlen(text)));
+    close(fd);
+}
+
+/* On a tmpfs in a mount namespace of its own, which is made once. */
+static void overlay_fs(struct sample *s, int unused) {
+    static int ready;
+    if (!ready) {
+        CHECK(unshare(CLONE_NEWNS));
+        CHECK(mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL));
+        CHECK(mount(NULL, "/", NULL, MS_REC | MS_SHARED, NULL));
+        CHECK(mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID, NULL));
+        close(home[MNT]);
+        home[MNT] = open_own(MNT);
+        ready = 1;
+    }
+    s->start = now_us();
+    CHECK(mkdir("/tmp/o", 0777));
+    CHECK(mkdir("/tmp/o/lower", 0777));
+    make_file("/tmp/o/lower/a", "a\n");
+    CHECK(mkdir("/tmp/o/upper", 0777));
+    CHECK(mkdir("/tmp/o/work", 0777));
+    CHECK(mkdir("/tmp/o/merged", 0777));
+    CHECK(mount("overlay", "/tmp/o/merged", "overlay", 0,
+                "lowerdir=/tmp/o/lower,upperdir=/tmp/o/upper,workdir=/tmp/o/work"));
+    s->ready = now_us();
+    CHECK(umount2("/tmp/o/merged", 0));
+    CHECK(rmdir("/tmp/o/merged"));
+    CHECK(rmdir("/tmp/o/work/work"));
+    CHECK(rmdir("/tmp/o/work"));
+    CHECK(rmdir("/tmp/o/upper"));
+    CHECK(unlink("/tmp/o/lower/a"));
+    CHECK(rmdir("/tmp/o/lower"));
+    CHECK(rmdir("/tmp/o"));
+    s->gone = now_us();
+}
+
 /* ---- the server ---- */
 
 static const struct {
@@ -343,6 +385,7 @@ static const struct {
             {"mount", simple_namespace, MNT},
             {"cgroup", simple_namespace, CGROUP},
             {"user", user_namespace, 0},
+            {"overlay", overlay_fs, 0},
             {"run", run, 0},
             {"call", call, NET},
             {"drain", drain, 2}};

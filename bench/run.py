@@ -94,6 +94,7 @@ JOBS = (
     Job("mount", "mount_namespace", by_everybody("mount", PROGRAMS), budget_ms=0.3),
     Job("cgroup", "cgroup_namespace", by_everybody("cgroup", PROGRAMS)),
     Job("user", "user_namespace", by_everybody("user", PROGRAMS)),
+    Job("overlay", "overlay_fs, one lower layer", by_everybody("overlay"), 2.0),
 )
 INSIDE = (
     Job(

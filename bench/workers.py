@@ -168,6 +168,10 @@ class Project(Worker):
         """A cgroup namespace."""
         return self._made_and_closed(self._api.CgroupNamespace)
 
+    def overlay(self) -> tuple[float, float]:
+        """A writable overlay over one layer."""
+        return self._made_and_closed(self._api.OverlayFs)
+
     def user(self) -> tuple[float, float]:
         """A user namespace with its maps."""
         return self._made_and_closed(self._api.UserNamespace)
