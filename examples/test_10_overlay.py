@@ -45,7 +45,7 @@ def stack(isolation, tmp_path):
 
 
 def test_merge_shows_all_layers(stack):
-    """merge shows a and b of image1 and c of image2; nothing was copied, the container layer is empty."""
+    """Merge shows a and b of image1 and c of image2; nothing was copied, the container layer is empty."""
     assert sorted(os.listdir(stack.merged)) == ["a", "b", "c"]
     assert (stack.merged / "c").read_text() == "two\n"
     assert os.listdir(stack.upper) == []
@@ -83,7 +83,7 @@ def test_deleting_leaves_a_whiteout(stack):
 
 
 def test_changing_copies_up(stack):
-    """The first write to b copies it into the container layer, whole, and goes on there: the image keeps the old one."""
+    """The first write to b copies it into the container layer, whole, and goes on there: the image stays as it is."""
     with open(stack.merged / "b", "a") as file:
         file.write("more\n")
     assert (stack.merged / "b").read_text() == (stack.upper / "b").read_text() == "one\nmore\n"
@@ -150,7 +150,7 @@ def test_overlayfs_is_no_disk_format(stack):
 
 
 def test_what_df_says(stack):
-    """df shows `overlay` as the file system, with the size and the free space of the one that holds the upper layer."""
+    """Df shows `overlay` as the file system, with the size and the free space of the one that holds the upper layer."""
 
     def df(path):
         command = ["df", "--output=source,size,avail,target", path]

@@ -85,7 +85,7 @@ def test_the_opaque_directory_has_another_mark(union):
 
 
 def test_where_its_own_things_are(union):
-    """overlayfs has a directory beside the upper one; AUFS keeps house in the writable branch, hidden from view."""
+    """Overlayfs has a directory beside the upper one; AUFS keeps house in the writable branch, hidden from view."""
     (union.merged / "new").touch()
     hidden = {name for name in os.listdir(union.upper) if name.startswith(".wh..wh.")}
     if union.backend == "overlay":

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from pytest_isolation.errors import KernelError as KernelError
     from pytest_isolation.errors import LeakError as LeakError
     from pytest_isolation.errors import Unsupported as Unsupported
+    from pytest_isolation.objects._layers import Change as Change
+    from pytest_isolation.objects._layers import Special as Special
+    from pytest_isolation.objects._layers import Symlink as Symlink
+    from pytest_isolation.objects._layers import is_opaque as is_opaque
+    from pytest_isolation.objects._layers import is_whiteout as is_whiteout
+    from pytest_isolation.objects._layers import tree as tree
     from pytest_isolation.objects._place import Inside as Inside
     from pytest_isolation.objects._place import inside as inside
     from pytest_isolation.objects._process import Process as Process
@@ -32,28 +38,22 @@ if TYPE_CHECKING:
     from pytest_isolation.objects.ipc import Segment as Segment
     from pytest_isolation.objects.ipc import SemaphoreSet as SemaphoreSet
     from pytest_isolation.objects.isolation import Isolation as Isolation
+    from pytest_isolation.objects.loop import LoopDevice as LoopDevice
     from pytest_isolation.objects.mount import MountNamespace as MountNamespace
     from pytest_isolation.objects.netns import NetNamespace as NetNamespace
+    from pytest_isolation.objects.overlay import OverlayFs as OverlayFs
     from pytest_isolation.objects.pid import PidNamespace as PidNamespace
     from pytest_isolation.objects.pid import PidProcess as PidProcess
     from pytest_isolation.objects.ping import PingResult as PingResult
     from pytest_isolation.objects.time_ns import TimeNamespace as TimeNamespace
+    from pytest_isolation.objects.tmpfs import Tmpfs as Tmpfs
+    from pytest_isolation.objects.tmpfs import Usage as Usage
+    from pytest_isolation.objects.union import Branch as Branch
+    from pytest_isolation.objects.union import UnionFs as UnionFs
     from pytest_isolation.objects.user import UserNamespace as UserNamespace
     from pytest_isolation.objects.uts import UtsNamespace as UtsNamespace
     from pytest_isolation.objects.veth import VethEnd as VethEnd
     from pytest_isolation.objects.veth import VethPair as VethPair
-    from pytest_isolation.objects.union import Branch as Branch
-    from pytest_isolation.objects._layers import Change as Change
-    from pytest_isolation.objects.loop import LoopDevice as LoopDevice
-    from pytest_isolation.objects.overlay import OverlayFs as OverlayFs
-    from pytest_isolation.objects._layers import Special as Special
-    from pytest_isolation.objects._layers import Symlink as Symlink
-    from pytest_isolation.objects.tmpfs import Tmpfs as Tmpfs
-    from pytest_isolation.objects.union import UnionFs as UnionFs
-    from pytest_isolation.objects.tmpfs import Usage as Usage
-    from pytest_isolation.objects._layers import is_opaque as is_opaque
-    from pytest_isolation.objects._layers import is_whiteout as is_whiteout
-    from pytest_isolation.objects._layers import tree as tree
 
 #: What pytest loads with this package, whichever way it came to it; registered once.
 pytest_plugins: list[str] = ["pytest_isolation.plugin"]

@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 
 from pytest_isolation._kernel import syscalls, uapi
-from pytest_isolation._state import fds, ledger
+from pytest_isolation._state import ledger
 from pytest_isolation._state.keeper_client import keeper, start_run
 from pytest_isolation._state.run import run
 from pytest_isolation._state.spawner import running, spawner
-from pytest_isolation.errors import IsolationError, KernelError
+from pytest_isolation.errors import IsolationError
 
 _entering = _thread.allocate_lock()
 #: The directory of `directory()`, and its entry on the ledger.

@@ -73,7 +73,8 @@ def _unmount(target: str, device: int) -> None:
         users = [f"a mount at {one.target}" for one in procfs.mounts() if one.target.startswith(target + "/")]
         users += users_of(target)
         syscalls.umount2(target, uapi.MNT_DETACH)
-        hint = f"It is kept busy by {'; '.join(users) or 'something that /proc does not show'}. It was detached all the same"
+        who = "; ".join(users) or "something that /proc does not show"
+        hint = f"It is kept busy by {who}. It was detached all the same"
         raise KernelError(errno.EBUSY, error.call, None, hint) from None
     if os.lstat(target).st_dev == device:
         _unmount(target, device)

@@ -272,7 +272,7 @@ class OverlayMarks:
 
 
 class AufsMarks:
-    """AUFS: the whiteout of `a` is a file `.wh.a`; opaque is a file `.wh..wh..opq`; other `.wh..wh.*` keep its house."""
+    """AUFS: the whiteout of `a` is a file `.wh.a`; opaque, a file `.wh..wh..opq`; other `.wh..wh.*` keep house."""
 
     PREFIX = ".wh."
     OPAQUE = ".wh..wh..opq"
@@ -342,39 +342,50 @@ def find_changes(upper: str, below: Callable[[str], str | None], merged: str, ma
         merged: all of it together.
         marks: how whiteouts and opaque directories look.
     """
-    found: list[Change] = []
+    comparison = _Comparison(upper, below, merged, marks)
+    comparison.visit("")
+    return sorted(comparison.found)
 
-    def add_all(path: str) -> None:
-        for name in sorted(os.listdir(f"{merged}/{path}")):
-            inner = f"{path}/{name}"
-            found.append(Change(inner, "added"))
-            if _is_directory(f"{merged}/{inner}"):
-                add_all(inner)
 
-    def visit(folder: str) -> None:
-        for name, deleted in marks.entries(f"{upper}/{folder}" if folder else upper):
+class _Comparison:
+    """A walk through an upper layer."""
+
+    def __init__(self, upper: str, below: Callable[[str], str | None], merged: str, marks: Marks) -> None:
+        self._upper, self._below, self._merged, self._marks = upper, below, merged, marks
+        self.found: list[Change] = []
+
+    def visit(self, folder: str) -> None:
+        """A directory that shows what is below it as well."""
+        for name, deleted in self._marks.entries(f"{self._upper}/{folder}" if folder else self._upper):
             path = f"{folder}/{name}" if folder else name
-            here, old = f"{upper}/{path}", below(path)
-            if deleted:
-                if old is not None:
-                    found.append(Change(path, "deleted"))
-                continue
-            moved = marks.moved(here)
-            if not _is_directory(here):
-                kind = "added" if old is None else "modified" if moved else compare(old, here, f"{merged}/{path}")
-                if kind:
-                    found.append(Change(path, kind))
-            elif old is not None and _is_directory(old) and not moved and not marks.is_opaque(here):
-                if _metadata(old, os.lstat(old)) != _metadata(here, os.lstat(here)):
-                    found.append(Change(path, "metadata"))
-                visit(path)
-            else:
-                kind = "added" if old is None else "opaque" if _is_directory(old) else "modified"
-                found.append(Change(path, kind))
-                add_all(path)
+            old = self._below(path)
+            if not deleted:
+                self._visit_one(path, f"{self._upper}/{path}", old)
+            elif old is not None:
+                self.found.append(Change(path, "deleted"))
 
-    visit("")
-    return sorted(found)
+    def _visit_one(self, path: str, here: str, old: str | None) -> None:
+        moved = self._marks.moved(here)
+        if not _is_directory(here):
+            kind = "added" if old is None else "modified" if moved else compare(old, here, f"{self._merged}/{path}")
+            if kind:
+                self.found.append(Change(path, kind))
+        elif old is not None and _is_directory(old) and not moved and not self._marks.is_opaque(here):
+            if _metadata(old, os.lstat(old)) != _metadata(here, os.lstat(here)):
+                self.found.append(Change(path, "metadata"))
+            self.visit(path)
+        else:
+            kind = "added" if old is None else "opaque" if _is_directory(old) else "modified"
+            self.found.append(Change(path, kind))
+            self._add_all(path)
+
+    def _add_all(self, folder: str) -> None:
+        """A directory of which nothing below shows, or that came from elsewhere: what is seen in it is new."""
+        for name in sorted(os.listdir(f"{self._merged}/{folder}")):
+            path = f"{folder}/{name}"
+            self.found.append(Change(path, "added"))
+            if _is_directory(f"{self._merged}/{path}"):
+                self._add_all(path)
 
 
 def compare(old: str, upper: str, merged: str) -> str | None:

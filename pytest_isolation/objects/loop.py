@@ -34,8 +34,8 @@ class LoopDevice(KernelObject):
     """A disk made of a file: an image, a loop device that shows it as a block device, a file system on it, mounted.
 
     Makes a sparse file on the run's tmpfs, one loop device and one mount, in the run's mount namespace. The kernel
-    frees the device when its last user goes (LO_FLAGS_AUTOCLEAR), also after SIGKILL. Needs CAP_SYS_ADMIN, loop devices,
-    and mkfs of the file system.
+    frees the device when its last user goes (LO_FLAGS_AUTOCLEAR), also after SIGKILL. Needs CAP_SYS_ADMIN, loop
+    devices, and mkfs of the file system.
 
     Args:
         size: of the image, bytes or text like `"64m"`; None: as small as the file system likes, 16m, for xfs 320m.
@@ -126,7 +126,7 @@ class LoopDevice(KernelObject):
         found: list[str] = []
         in_run(lambda path: found.extend(users_of(path)), self._device)
         users = "; ".join(found) or "a mount in another mount namespace"
-        message = f"/dev/loop{self._number} is still attached to {self._image}, used by {users}; it is freed with its last user"
+        message = f"/dev/loop{self._number} is still attached to {self._image}: it is freed with its last user, {users}"
         raise LeakError(message)
 
     @property

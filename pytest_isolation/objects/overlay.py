@@ -35,7 +35,9 @@ def check_options(options: Mapping[str, object] | None) -> dict[str, str | None]
     found: dict[str, str | None] = {}
     for name, value in (options or {}).items():
         if name in _OWN_OPTIONS:
-            message = f"options={{{name!r}: {value!r}}}: allowed are the others, this one is given by {_OWN_OPTIONS[name]}"
+            message = (
+                f"options={{{name!r}: {value!r}}}: allowed are the others, this one is given by {_OWN_OPTIONS[name]}"
+            )
             raise ValueError(message)
         text = None if value is None else os.fsdecode(value) if isinstance(value, (os.PathLike, bytes)) else str(value)
         if not name or "\0" in f"{name}{text}" or not set(",=").isdisjoint(name):
@@ -54,9 +56,9 @@ def _escape(path: str) -> str:
     return path
 
 
-def _settings(lower: list[str], upper: str | None, work: str | None, options: dict[str, str | None]) -> list[
-    tuple[str, str | None]
-]:
+def _settings(
+    lower: list[str], upper: str | None, work: str | None, options: dict[str, str | None]
+) -> list[tuple[str, str | None]]:
     together = ":".join(map(_escape, lower))
     found: list[tuple[str, str | None]] = [("lowerdir", together)]
     if len(together) > _FSCONFIG_MAX:
@@ -120,12 +122,10 @@ def _hint(error: KernelError, upper: str | None) -> str | None:
         return "Layers overlap: one of them is, or lies in, another"
     if upper is None:
         return None
-    return f"upper={upper!r} is on {fstype_of(upper)}: an upper layer and work need one file system, with d_type and xattrs"
+    return f"upper={upper!r} is on {fstype_of(upper)}: upper and work need one file system, with d_type and xattrs"
 
 
-def detached_overlay(
-    lower: list[str], upper: str | None, work: str | None, options: dict[str, str | None]
-) -> int:
+def detached_overlay(lower: list[str], upper: str | None, work: str | None, options: dict[str, str | None]) -> int:
     """An overlay that is mounted nowhere yet, as a descriptor; `lowerdir+`, Linux 6.7, takes each layer by itself."""
     settings = _settings(lower, upper, work, options)
     try:
@@ -134,7 +134,10 @@ def detached_overlay(
         if error.errno == errno.ENODEV:
             raise _no_overlay(error) from error
         if error.errno == errno.EINVAL and "lowerdir+" in (error.message or error.call):
-            what, remedy = f"an overlay of {len(lower)} layers", "fewer layers, or shorter paths: one page holds them all"
+            what, remedy = (
+                f"an overlay of {len(lower)} layers",
+                "fewer layers, or shorter paths: one page holds them all",
+            )
             raise Unsupported(what, str(error), remedy, "6.7") from error
         raise
 
@@ -197,14 +200,14 @@ def work_beside(upper: str, teardown: Teardown) -> str:
 
 @final
 class OverlayFs(Layered):
-    """An overlay mount: lower layers that are only read, an upper one that takes all changes, `merged` shows them as one.
+    r"""An overlay mount: lower layers are only read, an upper one takes all changes, `merged` shows them as one.
 
     Makes the directories that are not given, on a tmpfs of the run's own, and one mount, in the run's mount namespace:
     pytest and its commands see it, the machine does not, and it ends with the run at the latest. Needs CAP_SYS_ADMIN.
 
     Args:
         lower: lower layers, the uppermost first, as in the kernel's `lowerdir=`: directories, or dicts to make them
-            from, `{"a": "text", "dir": {"b": b"bytes"}, "link": Symlink("a")}`. None: one layer `{"a": "a\\n"}`.
+            from, `{"a": "text", "dir": {"b": b"bytes"}, "link": Symlink("a")}`. None: one layer `{"a": "a\n"}`.
         upper: a directory to be the upper layer, which stays; None for a new one.
         work: an empty directory on the file system of `upper`, for the kernel's own use; None for a new one.
         merged: an existing directory to mount at; None for a new one.

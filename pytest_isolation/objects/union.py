@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
@@ -17,7 +16,7 @@ from pytest_isolation.objects._layered import Layer, Layered, push_unmount
 from pytest_isolation.objects._layers import AufsMarks, Marks, OverlayMarks, Stack, StrPath, is_whiteout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 BACKENDS = ("overlay", "aufs")
 #: Options of AUFS that say which branches there are.
@@ -70,14 +69,18 @@ def aufs_data(branches: list[tuple[str, str]], options: Mapping[str, str | None]
     for name, value in options.items():
         data += f",{name}" if value is None else f",{name}={value}"
     if len(os.fsencode(data)) >= _PAGE:
-        message = f"{len(branches)} branches make {len(os.fsencode(data))} bytes of options: allowed is less than {_PAGE}"
+        message = (
+            f"{len(branches)} branches make {len(os.fsencode(data))} bytes of options: allowed is less than {_PAGE}"
+        )
         raise ValueError(message)
     return data
 
 
 def parse_branches(files: Mapping[str, str]) -> tuple[Branch, ...]:
     """The branches from the files of /sys/fs/aufs/si_ID, {name: text}: `br0`, `br1`, ..., each `PATH=PERMISSION`."""
-    numbered = sorted((int(match[1]), text) for name, text in files.items() if (match := re.fullmatch(r"br(\d+)", name)))
+    numbered = sorted(
+        (int(match[1]), text) for name, text in files.items() if (match := re.fullmatch(r"br(\d+)", name))
+    )
     parts = (text.rstrip("\n").rpartition("=") for _, text in numbered)
     return tuple(Branch(Path(path), permission) for path, _, permission in parts)
 
@@ -94,7 +97,9 @@ def _mount_aufs(branches: list[tuple[str, str]], options: Mapping[str, str | Non
     except KernelError as error:
         if error.errno == errno.ENODEV:
             remedy = "a kernel with AUFS (the out-of-tree patch, or its module loaded), or backend='overlay'"
-            raise Unsupported("union_fs of backend 'aufs'", "this kernel has no AUFS: mount(2) of it gives ENODEV", remedy) from error
+            raise Unsupported(
+                "union_fs of backend 'aufs'", "this kernel has no AUFS: mount(2) of it gives ENODEV", remedy
+            ) from error
         if error.errno == errno.EINVAL:
             hint = "AUFS says what it refuses in the kernel's log only: dmesg"
             raise KernelError(error.errno, error.call, None, hint) from None
@@ -103,7 +108,7 @@ def _mount_aufs(branches: list[tuple[str, str]], options: Mapping[str, str | Non
 
 @final
 class UnionFs(Layered):
-    """A union of directories, by overlayfs or by AUFS: what differs is how the upper branch says what is deleted.
+    r"""A union of directories, by overlayfs or by AUFS: what differs is how the upper branch says what is deleted.
 
     Makes the directories that are not given, on a tmpfs of the run's own, and one mount, in the run's mount namespace:
     pytest and its commands see it, the machine does not, and it ends with the run at the latest. Needs CAP_SYS_ADMIN,
@@ -111,7 +116,7 @@ class UnionFs(Layered):
 
     Args:
         lower: the branches that are only read, the uppermost first: directories, dicts to make them from, or
-            `Branch(directory or dict, permission)`. None: one branch `{"a": "a\\n"}`.
+            `Branch(directory or dict, permission)`. None: one branch `{"a": "a\n"}`.
         backend: `overlay` or `aufs`.
         upper: a directory to be the writable branch, which stays; None for a new one.
         merged: an existing directory to mount at; None for a new one.

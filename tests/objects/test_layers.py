@@ -1,4 +1,4 @@
-"""Layers as directories: dicts to trees and back, what a change is, and AUFS's marks as recorded. Nothing is mounted."""
+"""Layers as directories: dicts to trees and back, what a change is, AUFS's marks as recorded. Nothing is mounted."""
 
 import os
 import stat
@@ -56,7 +56,9 @@ def test_a_dict_that_is_no_tree(given, error, fragment):
 
 def test_whiteouts_and_opaque_directories_of_an_overlay(tmp_path):
     """A device 0:0, or an empty file with the attribute; nothing else."""
-    made(tmp_path / "layer", {"gone": WHITEOUT, "file": "", "full": "x", "dir": {}, "half": {}, "link": Symlink("gone")})
+    made(
+        tmp_path / "layer", {"gone": WHITEOUT, "file": "", "full": "x", "dir": {}, "half": {}, "link": Symlink("gone")}
+    )
     layer = tmp_path / "layer"
     assert [name for name in os.listdir(layer) if is_whiteout(layer / name)] == ["gone"]
     os.setxattr(layer / "file", "trusted.overlay.whiteout", b"")
@@ -100,7 +102,9 @@ def test_removing_a_tree_follows_no_link(tmp_path):
 
 def test_changes_of_every_kind(tmp_path):
     """Files by content; a directory by its own mode; what is of another type is modified."""
-    below = made(tmp_path / "below", {"gone": "", "same": "s", "text": "1", "mode": "m", "dir": {"in": ""}, "type": "t"})
+    below = made(
+        tmp_path / "below", {"gone": "", "same": "s", "text": "1", "mode": "m", "dir": {"in": ""}, "type": "t"}
+    )
     upper = made(tmp_path / "upper", {"gone": WHITEOUT, "never": WHITEOUT, "same": "s", "text": "2", "mode": "m"})
     _layers.write_tree(upper, {"dir": {"in": WHITEOUT, "new": ""}, "type": {"x": {"y": ""}}, "fresh": {"z": ""}})
     for name in ("same", "mode"):
@@ -211,7 +215,7 @@ def test_a_path_that_aufs_cannot_quote(path):
 
 
 def test_more_branches_than_a_page_holds():
-    with pytest.raises(ValueError, match="4095|less than 4096"):
+    with pytest.raises(ValueError, match="allowed is less than 4096"):
         union.aufs_data([(f"/{'x' * 100}{number}", "ro") for number in range(50)], {})
 
 

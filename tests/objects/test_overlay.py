@@ -235,9 +235,9 @@ def directories(home, *names):
 BAD = {
     "missing": (lambda h: ((h / "no",), {}), ValueError, r"lower\[0\]=.*no'\): No such file.*allowed is an existing"),
     "file": (lambda h: ((h / "file",), {}), ValueError, r"lower\[0\]=.*is no directory"),
-    "empty": (lambda h: (("",), {}), ValueError, r"lower\[0\]='': allowed is a directory"),
-    "NUL": (lambda h: (("/a\0b",), {}), ValueError, "without NUL"),
-    "number": (lambda h: ((5,), {}), TypeError, r"lower\[0\]=5: allowed are"),
+    "empty": (lambda _: (("",), {}), ValueError, r"lower\[0\]='': allowed is a directory"),
+    "NUL": (lambda _: (("/a\0b",), {}), ValueError, "without NUL"),
+    "number": (lambda _: ((5,), {}), TypeError, r"lower\[0\]=5: allowed are"),
     "repeated": (lambda h: ((h / "a", h / "b", h / "a"), {}), ValueError, r"lower\[2\].*same directory as lower\[0\]"),
     "nested": (lambda h: ((h / "a", h / "a/in"), {}), ValueError, r"lower\[1\].*lies in lower\[0\]"),
     "in upper": (lambda h: ((h / "a/in",), {"upper": h / "a"}), ValueError, r"lower\[0\].*lies in upper"),
@@ -248,8 +248,8 @@ BAD = {
     "no merged": (lambda h: ((h / "a",), {"merged": h / "file"}), ValueError, "merged=.*is no directory"),
     "work alone": (lambda h: ((), {"work": h / "a"}), ValueError, "work= goes with upper="),
     "readonly upper": (lambda h: ((), {"upper": h / "a", "readonly": True}), ValueError, "readonly=True has no upper"),
-    "own option": (lambda h: ((), {"options": {"lowerdir": "/"}}), ValueError, "this one is given by lower layers"),
-    "odd option": (lambda h: ((), {"options": {"a,b": "/"}}), ValueError, "allowed are a name"),
+    "own option": (lambda _: ((), {"options": {"lowerdir": "/"}}), ValueError, "this one is given by lower layers"),
+    "odd option": (lambda _: ((), {"options": {"a,b": "/"}}), ValueError, "allowed are a name"),
     "elsewhere": (lambda h: ((), {"upper": h / "a", "work": "/dev/shm"}), ValueError, "work=.*another file system"),
     "mount point": (lambda h: ((), {"upper": h}), ValueError, "is a mount point: pass .* as work="),
 }
@@ -268,7 +268,10 @@ def test_an_upper_layer_on_an_overlay(isolation, nothing_new):
     """Which cannot carry one, as the kernel says."""
     below = isolation.overlay_fs()
     directories(below.merged, "upper", "work")
-    with nothing_new, pytest.raises((KernelError, ValueError), match="not supported as upperdir|cannot carry an upper"):
+    with (
+        nothing_new,
+        pytest.raises((KernelError, ValueError), match=r"not supported as upperdir|cannot carry an upper"),
+    ):
         isolation.overlay_fs(upper=below.merged / "upper", work=below.merged / "work")
 
 
@@ -424,10 +427,12 @@ def test_unions_that_cannot_be(isolation, nothing_new, args, options, error, fra
         isolation.union_fs(*args, **options)
 
 
-@pytest.mark.skipif("nodev\taufs\n" in Path("/proc/filesystems").read_text(), reason="isolation: union_fs: AUFS is here")
+@pytest.mark.skipif(
+    "nodev\taufs\n" in Path("/proc/filesystems").read_text(), reason="isolation: union_fs: AUFS is here"
+)
 def test_a_kernel_without_aufs(nothing_new):
     """Says so, and what to do; nothing is left."""
-    with nothing_new, pytest.raises(Unsupported, match="no AUFS.*Remedy: a kernel with AUFS"):
+    with nothing_new, pytest.raises(Unsupported, match=r"no AUFS.*Remedy: a kernel with AUFS"):
         UnionFs(backend="aufs")
 
 

@@ -36,41 +36,6 @@ OPERATIONS = st.one_of(
 )
 
 
-def do(root, operation):
-    """Do it below `root`; what comes of it: None, or the errno."""
-    name, *words = operation
-    path = f"{root}/{words[0]}"
-    try:
-        if name in {"write", "append"}:
-            if not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode):  # a fifo would block
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if name == "write" else os.O_APPEND), 0o644)
-                os.write(fd, words[1].encode())
-                os.close(fd)
-        elif name == "truncate":
-            if os.path.isfile(path) and not os.path.islink(path):
-                os.truncate(path, words[1])
-        elif name == "rename":
-            rename(path, f"{root}/{words[1]}")
-        elif name == "link":
-            os.link(path, f"{root}/{words[1]}", follow_symlinks=False)
-        elif name == "rmtree":
-            if os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path)
-        elif name == "chmod":
-            if not os.path.islink(path):
-                os.chmod(path, words[1])
-        elif name == "symlink":
-            os.symlink(words[1], path)
-        elif name == "setxattr":
-            if not os.path.islink(path):
-                os.setxattr(path, "trusted.test", words[1])
-        else:
-            getattr(os, name)(path)
-    except OSError as error:
-        return error.errno
-    return None
-
-
 def rename(source, target):
     """rename(2); a directory of a lower layer is refused with EXDEV, and then moved as mv(1) moves it."""
     try:
@@ -97,6 +62,48 @@ def copy(source, target):
         shutil.copystat(source, target)
     else:
         shutil.copy2(source, target, follow_symlinks=False)
+
+
+def write(path, text, flag=os.O_TRUNC):
+    if not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode):  # a fifo would block
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | flag, 0o644)
+        os.write(fd, text.encode())
+        os.close(fd)
+
+
+def unless_link(call, wanted=os.path.lexists):
+    """Through a link it would reach out of the tree."""
+
+    def attempt(path, *words):
+        if not os.path.islink(path) and wanted(path):
+            call(path, *words)
+
+    return attempt
+
+
+CALLS = {
+    "write": write,
+    "append": lambda path, text: write(path, text, os.O_APPEND),
+    "truncate": unless_link(os.truncate, os.path.isfile),
+    "rename": rename,
+    "link": lambda path, other: os.link(path, other, follow_symlinks=False),
+    "rmtree": unless_link(shutil.rmtree, os.path.isdir),
+    "chmod": unless_link(os.chmod),
+    "symlink": lambda path, name: os.symlink(name, path),
+    "setxattr": unless_link(lambda path, value: os.setxattr(path, "trusted.test", value)),
+}
+
+
+def do(root, operation):
+    """Do it below `root`; what comes of it: None, or the errno."""
+    name, path, *words = operation
+    if name in {"rename", "link"}:
+        words = [f"{root}/{words[0]}"]
+    try:
+        CALLS.get(name, getattr(os, name, None))(f"{root}/{path}", *words)
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def remove(path):

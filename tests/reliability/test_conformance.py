@@ -305,7 +305,19 @@ class Injected:
         return self._shared[8:100].rstrip(b"\0").decode()
 
 
-_OS_CALLS = ("ftruncate", "open", "dup", "mkdir", "chmod", "memfd_create", "pidfd_open", "pipe2", "symlink", "mknod", "fork")
+_OS_CALLS = (
+    "ftruncate",
+    "open",
+    "dup",
+    "mkdir",
+    "chmod",
+    "memfd_create",
+    "pidfd_open",
+    "pipe2",
+    "symlink",
+    "mknod",
+    "fork",
+)
 
 
 def _public(owner, of):
