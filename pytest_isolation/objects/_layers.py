@@ -246,12 +246,15 @@ class Marks(Protocol):
 
     def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
         """The names in a directory of the upper layer, and whether each is deleted there."""
+        ...
 
     def is_opaque(self, folder: str) -> bool:
         """Does this directory of the upper layer hide all below it?"""
+        ...
 
     def moved(self, path: str) -> bool:
         """Does this stand for something that has another name below?"""
+        ...
 
 
 class OverlayMarks:

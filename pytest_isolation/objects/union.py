@@ -102,7 +102,7 @@ def _mount_aufs(branches: list[tuple[str, str]], options: Mapping[str, str | Non
             ) from error
         if error.errno == errno.EINVAL:
             hint = "AUFS says what it refuses in the kernel's log only: dmesg"
-            raise KernelError(error.errno, error.call, None, hint) from None
+            raise KernelError(errno.EINVAL, error.call, None, hint) from None
         raise
 
 
