@@ -220,11 +220,11 @@ def test_more_branches_than_a_page_holds():
 
 
 def test_the_branches_that_aufs_lists():
-    """br0, br1, ... in their order, brid and xi_path left out; a path may have a = in it."""
+    """br0, br2, br10 in their order, brid and xi_path left out; a path may have a = in it."""
     files = {
         "br10": "/run/a/last=one=rr+wh\n",
         "br0": "/run/a/container=rw\n",
-        "br1": "/run/a/image2=ro+wh\n",
+        "br2": "/run/a/image2=ro+wh\n",
         "brid0": "64\n",
         "xi_path": "/run/a/container/.aufs.xino\n",
     }

@@ -26,7 +26,7 @@ from pytest_isolation import (
     tree,
 )
 from pytest_isolation._kernel import procfs, syscalls
-from pytest_isolation._state import mounts
+from pytest_isolation._state import ledger, mounts
 
 
 def mounted(path):
@@ -183,6 +183,15 @@ def test_a_renamed_directory(isolation, redirect):
     ]
 
 
+def test_a_directory_renamed_over_another(isolation):
+    """What lay below the new name shows no more; the kernel says so by where it came from."""
+    lower = {"old": {"x": ""}, "new": {"y": ""}}
+    overlay = isolation.overlay_fs(lower, options={"redirect_dir": "on"})
+    (overlay.merged / "new/y").unlink()
+    (overlay.merged / "old").rename(overlay.merged / "new")
+    assert changed(overlay) == [("new", "opaque"), ("new/x", "added"), ("old", "deleted")]
+
+
 def test_metadata_without_content(isolation):
     """Under `metacopy=on` the upper file has no content of its own: the change is the same."""
     overlay = isolation.overlay_fs({"a": "text"}, options={"metacopy": "on", "redirect_dir": "on"})
@@ -282,6 +291,13 @@ def test_an_upper_layer_on_what_is_no_disk(isolation, nothing_new, upper, work):
         isolation.overlay_fs(upper=upper, work=work)
 
 
+@pytest.mark.parametrize("kind", ["overlay_fs", "union_fs", "tmpfs", "loop_device"])
+def test_an_unknown_option(isolation, nothing_new, kind):
+    """Named, with those there are."""
+    with nothing_new, pytest.raises(TypeError, match=rf"{kind}\(\) has no argument 'no_such_option'; it takes"):
+        getattr(isolation, kind)(no_such_option=1)
+
+
 def test_inside_another_mount_namespace(isolation, mount_namespace):
     """What pytest itself is to see cannot be made there; the error says so."""
     mounts.enter()
@@ -330,11 +346,11 @@ def test_closed_after_outside_removal(nothing_new):
         overlay.close()
 
 
-def test_closed_on_a_thread_inside_another_mount_namespace(nothing_new, isolation):
+def test_closed_on_a_thread_inside_another_mount_namespace(nothing_new, isolation, tmp_path):
     """It is unmounted where it was mounted."""
     space = isolation.mount_namespace()
     with nothing_new:
-        overlay = OverlayFs()
+        overlay = OverlayFs(merged=tmp_path)
         with inside(space):
             overlay.close()
 
@@ -346,6 +362,17 @@ def test_a_copy_of_the_mounts_does_not_keep_it(isolation):
     assert any(mount.fstype == "overlay" for mount in space.mounts())
     overlay.close()
     assert not any(mount.fstype == "overlay" for mount in space.mounts())
+
+
+def test_the_ledger_s_directory_may_be_a_mount_point(nothing_new, tmp_path):
+    """As a keeper sees the run's, that was started in the run's mount namespace."""
+    path = tmp_path / "directory"
+    with nothing_new:
+        path.mkdir()
+        syscalls.mount("tmpfs", path, "tmpfs")
+        (path / "file").touch()
+        ledger.remove({"kind": "directory", "path": str(path)})
+    assert not path.exists()
 
 
 def test_after_sigkill_nothing_is_left(tmp_path, gone):
