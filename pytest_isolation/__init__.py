@@ -9,6 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_isolation._kernel.netfilter import Chain as Chain
+    from pytest_isolation._kernel.netfilter import Rule as Rule
+    from pytest_isolation._kernel.netfilter import Table as Table
+    from pytest_isolation._kernel.nftables import NftCounter as NftCounter
+    from pytest_isolation._kernel.nftables import NftSet as NftSet
     from pytest_isolation._kernel.procfs import Mount as Mount
     from pytest_isolation._kernel.rtnetlink import Address as Address
     from pytest_isolation._kernel.rtnetlink import Counters as Counters
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_isolation.errors import IsolationError as IsolationError
     from pytest_isolation.errors import KernelError as KernelError
     from pytest_isolation.errors import LeakError as LeakError
+    from pytest_isolation.errors import RuleError as RuleError
     from pytest_isolation.errors import Unsupported as Unsupported
     from pytest_isolation.objects._place import Inside as Inside
     from pytest_isolation.objects._place import inside as inside
@@ -31,9 +37,11 @@ if TYPE_CHECKING:
     from pytest_isolation.objects.ipc import Queue as Queue
     from pytest_isolation.objects.ipc import Segment as Segment
     from pytest_isolation.objects.ipc import SemaphoreSet as SemaphoreSet
+    from pytest_isolation.objects.iptables import Iptables as Iptables
     from pytest_isolation.objects.isolation import Isolation as Isolation
     from pytest_isolation.objects.mount import MountNamespace as MountNamespace
     from pytest_isolation.objects.netns import NetNamespace as NetNamespace
+    from pytest_isolation.objects.nftables import Nftables as Nftables
     from pytest_isolation.objects.pid import PidNamespace as PidNamespace
     from pytest_isolation.objects.pid import PidProcess as PidProcess
     from pytest_isolation.objects.ping import PingResult as PingResult
@@ -49,12 +57,14 @@ pytest_plugins: list[str] = ["pytest_isolation.plugin"]
 _HOMES = {
     "Address": "_kernel.rtnetlink",
     "CgroupNamespace": "objects.cgroup_ns",
+    "Chain": "_kernel.netfilter",
     "ChildError": "errors",
     "ChrootRoot": "objects.chroot",
     "ClosedError": "errors",
     "Counters": "_kernel.rtnetlink",
     "Inside": "objects._place",
     "IpcNamespace": "objects.ipc",
+    "Iptables": "objects.iptables",
     "Isolation": "objects.isolation",
     "IsolationError": "errors",
     "KernelError": "errors",
@@ -64,14 +74,20 @@ _HOMES = {
     "MountNamespace": "objects.mount",
     "Neighbour": "_kernel.rtnetlink",
     "NetNamespace": "objects.netns",
+    "NftCounter": "_kernel.nftables",
+    "NftSet": "_kernel.nftables",
+    "Nftables": "objects.nftables",
     "PidNamespace": "objects.pid",
     "PidProcess": "objects.pid",
     "PingResult": "objects.ping",
     "Process": "objects._process",
     "Queue": "objects.ipc",
     "Route": "_kernel.rtnetlink",
+    "Rule": "_kernel.netfilter",
+    "RuleError": "errors",
     "Segment": "objects.ipc",
     "SemaphoreSet": "objects.ipc",
+    "Table": "_kernel.netfilter",
     "TimeNamespace": "objects.time_ns",
     "Unsupported": "errors",
     "UserNamespace": "objects.user",
@@ -85,12 +101,14 @@ _HOMES = {
 __all__ = [
     "Address",
     "CgroupNamespace",
+    "Chain",
     "ChildError",
     "ChrootRoot",
     "ClosedError",
     "Counters",
     "Inside",
     "IpcNamespace",
+    "Iptables",
     "Isolation",
     "IsolationError",
     "KernelError",
@@ -100,14 +118,20 @@ __all__ = [
     "MountNamespace",
     "Neighbour",
     "NetNamespace",
+    "NftCounter",
+    "NftSet",
+    "Nftables",
     "PidNamespace",
     "PidProcess",
     "PingResult",
     "Process",
     "Queue",
     "Route",
+    "Rule",
+    "RuleError",
     "Segment",
     "SemaphoreSet",
+    "Table",
     "TimeNamespace",
     "Unsupported",
     "UserNamespace",

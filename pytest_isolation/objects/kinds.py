@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_isolation.objects.cgroup_ns import CgroupNamespace
 from pytest_isolation.objects.chroot import ChrootRoot
 from pytest_isolation.objects.ipc import IpcNamespace
+from pytest_isolation.objects.iptables import Iptables
 from pytest_isolation.objects.mount import MountNamespace
 from pytest_isolation.objects.netns import NetNamespace
+from pytest_isolation.objects.nftables import Nftables
 from pytest_isolation.objects.pid import PidNamespace
 from pytest_isolation.objects.time_ns import TimeNamespace
 from pytest_isolation.objects.user import UserNamespace
@@ -37,4 +39,6 @@ KINDS: tuple[Kind, ...] = (
     Kind(CgroupNamespace, "CAP_SYS_ADMIN"),
     Kind(TimeNamespace, "CAP_SYS_ADMIN"),
     Kind(ChrootRoot, "CAP_SYS_CHROOT"),
+    Kind(Iptables, "CAP_SYS_ADMIN"),
+    Kind(Nftables, "CAP_SYS_ADMIN"),
 )
