@@ -30,7 +30,7 @@ from pytest_isolation import (
     UserNamespace,
     VethPair,
 )
-from pytest_isolation._kernel import nfnetlink, procfs, rtnetlink, syscalls
+from pytest_isolation._kernel import nfnetlink, nftables, procfs, rtnetlink, syscalls
 from pytest_isolation._state import fds, keeper_client, ledger
 from pytest_isolation._state.keeper_client import keeper, start_run
 from pytest_isolation._state.run import run
@@ -332,6 +332,7 @@ def failing_at(position):
         for name in _public(nfnetlink, of=nfnetlink.__name__):
             words = f"nfnetlink.{name}("
             wrap(nfnetlink, name, words, lambda words=words: KernelError(errno.ENOMEM, f"{words}injected)"))
+        wrap(nftables, "run", "nft(", lambda: KernelError(errno.ENOMEM, "nft(injected)"))
         words = "keeper.ask("
         wrap(keeper_client.KeeperClient, "ask", words, lambda: KernelError(errno.ENOMEM, "keeper.ask(injected)"))
         wrap(ledger.Entry, "__init__", "ledger(", lambda: OSError(errno.ENOMEM, "no memory", "ledger(injected)"))
