@@ -94,6 +94,25 @@ JOBS = (
     Job("mount", "mount_namespace", by_everybody("mount", PROGRAMS), budget_ms=0.3),
     Job("cgroup", "cgroup_namespace", by_everybody("cgroup", PROGRAMS)),
     Job("user", "user_namespace", by_everybody("user", PROGRAMS)),
+    Job(
+        "firewall",
+        "ten rules by libnftables; `nft -f`",
+        by_everybody("firewall") | {PROGRAMS: "firewall_nft"},
+        1.5,
+        namespaces=True,
+    ),
+    Job(
+        "firewall_restore",
+        "the same by iptables-restore",
+        {FLOOR: "firewall", PROJECT: "firewall_iptables", PROGRAMS: "firewall_restore"},
+        namespaces=True,
+    ),
+    Job(
+        "firewall_ten_times",
+        "the same by `iptables` x 10",
+        {FLOOR: "firewall", PROGRAMS: "firewall_ten_times"},
+        namespaces=True,
+    ),
 )
 INSIDE = (
     Job(
@@ -201,7 +220,7 @@ def compile_floor(directory: str) -> str:
         sys.exit("bench: no C compiler. On Debian: apt-get install gcc libc6-dev")
     floor = os.path.join(directory, "floor")
     try:
-        subprocess.run([compiler, "-O2", "-Wall", "-o", floor, str(HERE / "floor.c")], check=True)
+        subprocess.run([compiler, "-O2", "-Wall", "-o", floor, str(HERE / "floor.c"), "-ldl"], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"bench: the floor does not compile. On Debian: apt-get install gcc libc6-dev\n{error}")
     return floor

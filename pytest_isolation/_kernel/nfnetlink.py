@@ -31,7 +31,8 @@ NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWGEN, NFT_MSG_GETGEN = 0, 1, 2, 15, 16
 NFTA_TABLE_NAME, NFTA_GEN_ID = 1, 1
-_ALIGNED_MAX = 1 << 15
+#: The kernel fills at most this much of an answer.
+_DATAGRAM_MAX = 1 << 15
 
 #: Address families of nf_tables, by the number of their NFPROTO_.
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
@@ -58,7 +59,7 @@ def _open(words: str) -> socket.socket:
 
 def _answers(sock: socket.socket, words: str) -> list[tuple[int, int, bytes]]:
     """One datagram, as (type, family, attributes); an error that it holds is raised, an acknowledgement is left out."""
-    data = sock.recv(_ALIGNED_MAX)
+    data = sock.recv(_DATAGRAM_MAX)
     found, offset = [], 0
     while offset + 16 <= len(data):
         length, kind = struct.unpack_from("=IH", data, offset)
@@ -81,17 +82,17 @@ def generation() -> int:
     words = "NFT_MSG_GETGEN"
     with _open(words) as sock:
         sock.send(_message(_nftables(NFT_MSG_GETGEN), 0, 1))
-        for kind, _, payload in _answers(sock, words):
-            if kind == _nftables(NFT_MSG_NEWGEN):
-                number: int = struct.unpack("!I", attributes(payload)[NFTA_GEN_ID])[0]
-                return number
-    raise KernelError(errno.EPROTO, words)
+        ((kind, _, payload),) = _answers(sock, words)
+    if kind != _nftables(NFT_MSG_NEWGEN):
+        raise KernelError(errno.EPROTO, words)
+    number: int = struct.unpack("!I", attributes(payload)[NFTA_GEN_ID])[0]
+    return number
 
 
 def tables() -> tuple[tuple[str, str], ...]:
     """(family, name) of every table of the calling thread's network namespace."""
     words = "NFT_MSG_GETTABLE"
-    found = []
+    found: list[tuple[str, str]] = []
     with _open(words) as sock:
         sock.send(_message(_nftables(NFT_MSG_GETTABLE), NLM_F_DUMP, 1))
         while True:

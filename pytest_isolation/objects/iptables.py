@@ -103,14 +103,20 @@ class Iptables(Firewall):
 
     # -- as it was before
 
+    def _begin(self) -> None:
+        self._before = self._state()
+
+    def _return_to_before(self) -> None:
+        self._return_to(self._before)
+
     def _used_tables(self) -> tuple[tuple[str, str], ...]:
         if self._variant == "nft":
             return tuple(
                 (family, name)
-                for family, name in self._netns._do_inside(nfnetlink.tables)
+                for family, name in self._inside(nfnetlink.tables)
                 if family in FAMILIES and name in netfilter.XTABLES
             )
-        return self._netns._do_inside(_legacy_tables)
+        return self._inside(_legacy_tables)
 
     def _state(self) -> _State:
         generation = self._generation() if self._variant == "nft" else None
@@ -119,17 +125,16 @@ class Iptables(Firewall):
         tables = self._used_tables()
         return _State(generation, tables, {family: self._save(family) for family in {family for family, _ in tables}})
 
-    def _return_to(self, state: object) -> None:
-        assert isinstance(state, _State)  # noqa: S101 - what `_state` returned
+    def _return_to(self, state: _State) -> None:
         if state.generation is not None and self._generation() == state.generation:
             return
         if state.generation == nfnetlink.PRISTINE:
-            self._netns._do_inside(nfnetlink.delete_tables)
+            self._inside(nfnetlink.delete_tables)
             return
         now = self._used_tables()
         added = [table for table in now if table not in state.tables]
         if self._variant == "nft":
-            self._netns._do_inside(lambda: nfnetlink.delete_tables(added))
+            self._inside(lambda: nfnetlink.delete_tables(added))
         for family in sorted({family for family, _ in (*now, *state.tables)}):
             present, before = self._save(family), state.saved.get(family, "")
             if netfilter.without_counters(present) == netfilter.without_counters(before):
@@ -210,7 +215,7 @@ class Iptables(Firewall):
         self._check_open()
         tables = self._used_tables()
         if self._variant == "nft":
-            self._netns._do_inside(lambda: nfnetlink.delete_tables(tables))
+            self._inside(lambda: nfnetlink.delete_tables(tables))
             return
         for family in sorted({family for family, _ in tables}):
             self._restore(netfilter.emptied(self._save(family)), family)

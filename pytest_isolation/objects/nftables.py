@@ -79,21 +79,24 @@ class Nftables(Firewall):
 
     # -- as it was before
 
-    def _state(self) -> _State:
-        generation = self._generation()
-        if generation == nfnetlink.PRISTINE:
-            return _State(generation, {}, {})
-        return _State(generation, self._texts(), self._texts(nftables.NFT_CTX_OUTPUT_STATELESS))
+    #: Has a kernel of this process been found to have nf_tables? It does not lose them.
+    _supported: ClassVar[bool] = False
+
+    def _begin(self) -> None:
+        self._before: _State | None = None  # looked at together with the first command
+        if not Nftables._supported:
+            self._generation()
+            Nftables._supported = True
 
     def _texts(self, flags: int = 0) -> dict[Table, str]:
         return nftables.split_tables(self._do("list ruleset", flags))
 
-    def _return_to(self, state: object) -> None:
-        assert isinstance(state, _State)  # noqa: S101 - what `_state` returned
-        if self._generation() == state.generation:
+    def _return_to_before(self) -> None:
+        state = self._before
+        if state is None or self._generation() == state.generation:
             return
         if state.generation == nfnetlink.PRISTINE:
-            self._netns._do_inside(nfnetlink.delete_tables)
+            self._inside(nfnetlink.delete_tables)
             return
         # A table that nobody changed is left alone: its counters go on, and what iptables-nft has put into it, in part
         # beyond what nft can write, stays.
@@ -107,13 +110,28 @@ class Nftables(Firewall):
     # -- library or program
 
     def _do(self, text: str, flags: int = 0) -> str:
+        first = self._before is None
+
+        def job() -> tuple[_State | None, Answer]:
+            return _look() if first else None, nftables.run(text, flags)
+
         if self._path is None:
-            answer = self._netns._do_inside(lambda: nftables.run(text, flags))
+            state, answer = self._inside(job)
+            self._before = state or self._before
         else:
+            if first:
+                self._before = self._look_by_program()
             answer = self._run_nft(text, flags)
         if not answer.done:
             raise RuleError("nft", text, answer.error or answer.output)
         return answer.output
+
+    def _look_by_program(self) -> _State:
+        generation = self._generation()
+        if generation == nfnetlink.PRISTINE:
+            return _State(generation, {}, {})
+        listed = (self._run_nft("list ruleset", flags).output for flags in (0, nftables.NFT_CTX_OUTPUT_STATELESS))
+        return _State(generation, *map(nftables.split_tables, listed))
 
     def _run_nft(self, text: str, flags: int) -> Answer:
         options = [option for flag, option in nftables.OPTIONS.items() if flags & flag]
@@ -368,6 +386,15 @@ class Nftables(Firewall):
         self._append_nat(family, "prerouting", rule if ifname is None else f'iifname "{ifname}" {rule}')
         if local:
             self._append_nat(family, "output", rule)
+
+
+def _look() -> _State:
+    """On a thread in the namespace: what is there, by the library."""
+    generation = nfnetlink.generation()
+    if generation == nfnetlink.PRISTINE:
+        return _State(generation, {}, {})
+    listed = (nftables.run("list ruleset", flags).output for flags in (0, nftables.NFT_CTX_OUTPUT_STATELESS))
+    return _State(generation, *map(nftables.split_tables, listed))
 
 
 def _check_family(family: str | None) -> None:
