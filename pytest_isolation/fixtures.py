@@ -212,7 +212,8 @@ def iptables(isolation: Isolation, netns: NetNamespace, request: pytest.FixtureR
         assert not netns.ping("127.0.0.1")
         assert iptables.rules("filter", "INPUT")[0].packets == 1
     """
-    return isolation.iptables(**{"netns": netns} | _options(request))
+    options: dict[str, Any] = {"netns": netns} | _options(request)
+    return isolation.iptables(**options)
 
 
 @pytest.fixture
@@ -226,4 +227,5 @@ def nftables(isolation: Isolation, netns: NetNamespace, request: pytest.FixtureR
         assert not netns.ping("127.0.0.1")
         assert nftables.rules("filter", "input")[0].packets == 1
     """
-    return isolation.nftables(**{"netns": netns} | _options(request))
+    options: dict[str, Any] = {"netns": netns} | _options(request)
+    return isolation.nftables(**options)

@@ -94,7 +94,11 @@ class Firewall(KernelObject):
             try:
                 return fn()
             finally:
-                syscalls.setns(here, uapi.CLONE_NEWNET)
+                try:
+                    syscalls.setns(here, uapi.CLONE_NEWNET)
+                except KernelError:  # the thread is the caller's own: it must not stay
+                    syscalls.setns(here, uapi.CLONE_NEWNET)
+                    raise
         finally:
             os.close(here)
 
