@@ -95,6 +95,25 @@ JOBS = (
     Job("cgroup", "cgroup_namespace", by_everybody("cgroup", PROGRAMS)),
     Job("user", "user_namespace", by_everybody("user", PROGRAMS)),
     Job("overlay", "overlay_fs, one lower layer", by_everybody("overlay"), 2.0),
+    Job(
+        "firewall",
+        "ten rules by libnftables; `nft -f`",
+        by_everybody("firewall") | {PROGRAMS: "firewall_nft"},
+        1.5,
+        namespaces=True,
+    ),
+    Job(
+        "firewall_restore",
+        "the same by iptables-restore",
+        {FLOOR: "firewall", PROJECT: "firewall_iptables", PROGRAMS: "firewall_restore"},
+        namespaces=True,
+    ),
+    Job(
+        "firewall_ten_times",
+        "the same by `iptables` x 10",
+        {FLOOR: "firewall", PROGRAMS: "firewall_ten_times"},
+        namespaces=True,
+    ),
 )
 INSIDE = (
     Job(
@@ -202,7 +221,7 @@ def compile_floor(directory: str) -> str:
         sys.exit("bench: no C compiler. On Debian: apt-get install gcc libc6-dev")
     floor = os.path.join(directory, "floor")
     try:
-        subprocess.run([compiler, "-O2", "-Wall", "-o", floor, str(HERE / "floor.c")], check=True)
+        subprocess.run([compiler, "-O2", "-Wall", "-o", floor, str(HERE / "floor.c"), "-ldl"], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"bench: the floor does not compile. On Debian: apt-get install gcc libc6-dev\n{error}")
     return floor

@@ -18,6 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,21 @@ def sample(start: float, ready: float, gone: float | None = None) -> tuple[float
 
 def noop() -> None:
     """What is called inside."""
+
+
+def ten_rules(rule: str) -> list[str]:
+    """A rule for each of ten ports."""
+    return [rule % port for port in range(1000, 1010)]
+
+
+RULES_NFT = "\n".join(
+    [
+        "table inet filter {\n  chain input { type filter hook input priority 0; policy accept;",
+        *ten_rules("    tcp dport %d accept"),
+        "  }\n}\n",
+    ]
+)
+RULES_IPTABLES = "\n".join(["*filter", *ten_rules("-A INPUT -p tcp --dport %d -j ACCEPT"), "COMMIT\n"])
 
 
 class Missing(Exception):  # noqa: N818 - not an error: the row says so
@@ -175,6 +191,23 @@ class Project(Worker):
     def user(self) -> tuple[float, float]:
         """A user namespace with its maps."""
         return self._made_and_closed(self._api.UserNamespace)
+
+    def _firewall(self, make: Any, ruleset: str, **arguments: Any) -> tuple[float, float]:
+        builder = self._api.Isolation()
+        netns = builder.netns()
+        t0 = now()
+        getattr(builder, make)(netns, **arguments).apply(ruleset)
+        t1 = now()
+        builder.close()
+        return sample(t0, t1, now())
+
+    def firewall(self) -> tuple[float, float]:
+        """Ten rules by libnftables, in a netns that is there; both go at the end of the test."""
+        return self._firewall("nftables", RULES_NFT)
+
+    def firewall_iptables(self) -> tuple[float, float]:
+        """Ten rules by iptables-restore."""
+        return self._firewall("iptables", RULES_IPTABLES)
 
     def run(self) -> tuple[float, float]:
         """Run `true` in a netns."""
@@ -358,6 +391,35 @@ class Programs(Worker):
     def user(self) -> tuple[float, float]:
         """`unshare --user`."""
         return self._script(("unshare --user --map-root-user true",))
+
+    def _firewall(self, *commands: str, ruleset: str = "") -> tuple[float, float]:
+        for command in commands:
+            if shutil.which(command.split()[0]) is None:
+                raise Missing(f"{command.split()[0]} is not installed")
+        self._do("ip netns add fire")
+        try:
+            with tempfile.NamedTemporaryFile("w") as file:
+                file.write(ruleset)
+                file.flush()
+                enter = "nsenter --net=/run/netns/fire"
+                t0 = now()
+                self._do(*(f"{enter} {command.replace('RULESET', file.name)}" for command in commands))
+                t1 = now()
+        finally:
+            self._do("ip netns del fire")
+        return sample(t0, t1, now())
+
+    def firewall_nft(self) -> tuple[float, float]:
+        """`nft -f`."""
+        return self._firewall("nft -f RULESET", ruleset=RULES_NFT)
+
+    def firewall_restore(self) -> tuple[float, float]:
+        """`iptables-restore`."""
+        return self._firewall("iptables-restore RULESET", ruleset=RULES_IPTABLES)
+
+    def firewall_ten_times(self) -> tuple[float, float]:
+        """`iptables`, once for each rule."""
+        return self._firewall(*ten_rules("iptables -A INPUT -p tcp --dport %d -j ACCEPT"))
 
     def _run(self, *argv: str) -> tuple[float, float]:
         t0 = now()

@@ -9,6 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_isolation._kernel.netfilter import Chain as Chain
+    from pytest_isolation._kernel.netfilter import Rule as Rule
+    from pytest_isolation._kernel.netfilter import Table as Table
+    from pytest_isolation._kernel.nftables import NftCounter as NftCounter
+    from pytest_isolation._kernel.nftables import NftSet as NftSet
     from pytest_isolation._kernel.procfs import Mount as Mount
     from pytest_isolation._kernel.rtnetlink import Address as Address
     from pytest_isolation._kernel.rtnetlink import Counters as Counters
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_isolation.errors import IsolationError as IsolationError
     from pytest_isolation.errors import KernelError as KernelError
     from pytest_isolation.errors import LeakError as LeakError
+    from pytest_isolation.errors import RuleError as RuleError
     from pytest_isolation.errors import Unsupported as Unsupported
     from pytest_isolation.objects._layers import Change as Change
     from pytest_isolation.objects._layers import Special as Special
@@ -37,10 +43,12 @@ if TYPE_CHECKING:
     from pytest_isolation.objects.ipc import Queue as Queue
     from pytest_isolation.objects.ipc import Segment as Segment
     from pytest_isolation.objects.ipc import SemaphoreSet as SemaphoreSet
+    from pytest_isolation.objects.iptables import Iptables as Iptables
     from pytest_isolation.objects.isolation import Isolation as Isolation
     from pytest_isolation.objects.loop import LoopDevice as LoopDevice
     from pytest_isolation.objects.mount import MountNamespace as MountNamespace
     from pytest_isolation.objects.netns import NetNamespace as NetNamespace
+    from pytest_isolation.objects.nftables import Nftables as Nftables
     from pytest_isolation.objects.overlay import OverlayFs as OverlayFs
     from pytest_isolation.objects.pid import PidNamespace as PidNamespace
     from pytest_isolation.objects.pid import PidProcess as PidProcess
@@ -62,6 +70,7 @@ _HOMES = {
     "Address": "_kernel.rtnetlink",
     "Branch": "objects.union",
     "CgroupNamespace": "objects.cgroup_ns",
+    "Chain": "_kernel.netfilter",
     "Change": "objects._layers",
     "ChildError": "errors",
     "ChrootRoot": "objects.chroot",
@@ -69,6 +78,7 @@ _HOMES = {
     "Counters": "_kernel.rtnetlink",
     "Inside": "objects._place",
     "IpcNamespace": "objects.ipc",
+    "Iptables": "objects.iptables",
     "Isolation": "objects.isolation",
     "IsolationError": "errors",
     "KernelError": "errors",
@@ -79,6 +89,9 @@ _HOMES = {
     "MountNamespace": "objects.mount",
     "Neighbour": "_kernel.rtnetlink",
     "NetNamespace": "objects.netns",
+    "NftCounter": "_kernel.nftables",
+    "NftSet": "_kernel.nftables",
+    "Nftables": "objects.nftables",
     "OverlayFs": "objects.overlay",
     "PidNamespace": "objects.pid",
     "PidProcess": "objects.pid",
@@ -86,10 +99,13 @@ _HOMES = {
     "Process": "objects._process",
     "Queue": "objects.ipc",
     "Route": "_kernel.rtnetlink",
+    "Rule": "_kernel.netfilter",
+    "RuleError": "errors",
     "Segment": "objects.ipc",
     "SemaphoreSet": "objects.ipc",
     "Special": "objects._layers",
     "Symlink": "objects._layers",
+    "Table": "_kernel.netfilter",
     "TimeNamespace": "objects.time_ns",
     "Tmpfs": "objects.tmpfs",
     "UnionFs": "objects.union",
@@ -110,6 +126,7 @@ __all__ = [
     "Address",
     "Branch",
     "CgroupNamespace",
+    "Chain",
     "Change",
     "ChildError",
     "ChrootRoot",
@@ -117,6 +134,7 @@ __all__ = [
     "Counters",
     "Inside",
     "IpcNamespace",
+    "Iptables",
     "Isolation",
     "IsolationError",
     "KernelError",
@@ -127,6 +145,9 @@ __all__ = [
     "MountNamespace",
     "Neighbour",
     "NetNamespace",
+    "NftCounter",
+    "NftSet",
+    "Nftables",
     "OverlayFs",
     "PidNamespace",
     "PidProcess",
@@ -134,10 +155,13 @@ __all__ = [
     "Process",
     "Queue",
     "Route",
+    "Rule",
+    "RuleError",
     "Segment",
     "SemaphoreSet",
     "Special",
     "Symlink",
+    "Table",
     "TimeNamespace",
     "Tmpfs",
     "UnionFs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+import re
 import subprocess
 from typing import Any
 
@@ -97,3 +98,32 @@ class ChildError(IsolationError, subprocess.CalledProcessError):
                 shown = stream if isinstance(stream, str) else stream.decode(errors="backslashreplace")
                 text += f"\n--- {name}\n{shown.rstrip()}"
         return text
+
+
+class RuleError(IsolationError):
+    """A firewall refused a command, a rule, or a whole ruleset: a typo, an unknown chain, a name that is taken.
+
+    Attributes:
+        program: who refused, `iptables-nft-restore` or `nft`.
+        command: what it was given.
+        message: its own words, and its pointer where it shows one.
+    """
+
+    def __init__(self, program: str, command: str, message: str) -> None:
+        lines = command.rstrip("\n").splitlines()
+        # nft shows the line itself, above its pointer.
+        one = "" if command.strip() in message else f": {command.strip()}"
+        shown = one if len(lines) == 1 else f" a ruleset of {len(lines)} lines"
+        text = f"{program} refused{shown}\n{message.rstrip()}"
+        number = re.search(r"\bline:? (\d+)", message)
+        if number and len(lines) > 1:  # iptables-restore names the line, and does not show it
+            at = int(number[1])
+            near = enumerate(lines[max(0, at - 3) : at], max(1, at - 2))
+            text += "".join(f"\n{'>' if line == at else ' '}{line:4} {words}" for line, words in near)
+        super().__init__(text)
+        self.program = program
+        self.command = command
+        self.message = message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.program, self.command, self.message)

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from pytest_isolation.objects.cgroup_ns import CgroupNamespace
     from pytest_isolation.objects.chroot import ChrootRoot
     from pytest_isolation.objects.ipc import IpcNamespace
+    from pytest_isolation.objects.iptables import Iptables
     from pytest_isolation.objects.isolation import Isolation
     from pytest_isolation.objects.mount import MountNamespace
     from pytest_isolation.objects.netns import NetNamespace
+    from pytest_isolation.objects.nftables import Nftables
     from pytest_isolation.objects.overlay import OverlayFs
     from pytest_isolation.objects.pid import PidNamespace
     from pytest_isolation.objects.time_ns import TimeNamespace
@@ -211,3 +213,31 @@ def overlay_fs(isolation: Isolation, request: pytest.FixtureRequest) -> OverlayF
         assert is_whiteout(overlay_fs.upper / "a")
     """
     return isolation.overlay_fs(**_options(request))
+
+
+@pytest.fixture
+def iptables(isolation: Isolation, netns: NetNamespace, request: pytest.FixtureRequest) -> Iptables:
+    """The iptables rules of the test's `netns`: `isolation.iptables(netns)`. Needs CAP_NET_ADMIN and iptables.
+
+    def test_dropped(netns, iptables):
+        iptables.append("INPUT", "-p icmp -j DROP")
+        assert not netns.ping("127.0.0.1")
+        assert iptables.rules("filter", "INPUT")[0].packets == 1
+    """
+    options: dict[str, Any] = {"netns": netns} | _options(request)
+    return isolation.iptables(**options)
+
+
+@pytest.fixture
+def nftables(isolation: Isolation, netns: NetNamespace, request: pytest.FixtureRequest) -> Nftables:
+    """The nftables ruleset of the test's `netns`: `isolation.nftables(netns)`. Needs CAP_NET_ADMIN and nftables.
+
+    def test_dropped(netns, nftables):
+        nftables.new_table("filter")
+        nftables.new_chain("input", hook="input")
+        nftables.append("input", "icmp type echo-request counter drop")
+        assert not netns.ping("127.0.0.1")
+        assert nftables.rules("filter", "input")[0].packets == 1
+    """
+    options: dict[str, Any] = {"netns": netns} | _options(request)
+    return isolation.nftables(**options)

@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,8 +34,14 @@ class Machine:
 
     @staticmethod
     def look() -> set[str]:
-        """Links, mounts, v2 cgroups, published names, and files where this package and IPC put theirs."""
+        """Links, mounts, v2 cgroups, firewall, published names, and files where this package and IPC put theirs."""
         found = {f"link {name}" for name in os.listdir("/sys/class/net")}
+        if shutil.which("nft"):
+            listed = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=False)
+            found |= {f"rule {line.strip()}" for line in listed.stdout.splitlines() if line.strip()}
+        for name in ("ip_tables_names", "ip6_tables_names"):
+            with contextlib.suppress(OSError):
+                found |= {f"rule {name} {table}" for table in Path("/proc/net", name).read_text().split()}
         trees = ["/run", "/dev/shm"]
         for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
             fields, _, rest = line.partition(" - ")

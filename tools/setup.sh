@@ -13,7 +13,8 @@ say() { echo "setup: $*"; }
 die() { say "$*" >&2; exit 1; }
 
 # What has to be there (a command or a file), and Debian's package that brings it.
-for_test="mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs ip=iproute2 ps=procps unshare=util-linux ipcmk=util-linux ping=iputils-ping ldd=libc-bin"
+for_test="ip=iproute2 ps=procps unshare=util-linux ipcmk=util-linux ping=iputils-ping ldd=libc-bin
+    iptables=iptables nft=nftables mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs"
 for_bench="gcc=gcc /usr/include/stdio.h=libc6-dev mnexec=mininet"
 
 missing_packages() {

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: The capability that a call wants, where the kernel answers EPERM without it. capabilities(7)
 _CAPABILITIES = {
+    "NFT_MSG_GETGEN": "CAP_NET_ADMIN",
     "RTM_NEWADDR": "CAP_NET_ADMIN",
     "RTM_NEWLINK": "CAP_NET_ADMIN",
     "chroot": "CAP_SYS_CHROOT",

@@ -10,9 +10,11 @@ from pytest_isolation.errors import ClosedError
 from pytest_isolation.objects.cgroup_ns import CgroupNamespace
 from pytest_isolation.objects.chroot import ChrootRoot
 from pytest_isolation.objects.ipc import IpcNamespace
+from pytest_isolation.objects.iptables import Iptables
 from pytest_isolation.objects.loop import LoopDevice
 from pytest_isolation.objects.mount import MountNamespace
 from pytest_isolation.objects.netns import NetNamespace
+from pytest_isolation.objects.nftables import Nftables
 from pytest_isolation.objects.overlay import OverlayFs
 from pytest_isolation.objects.pid import PidNamespace
 from pytest_isolation.objects.time_ns import TimeNamespace
@@ -49,19 +51,21 @@ def _builds(make: Callable[P, K]) -> Callable[[Callable[[Isolation], None]], _Bu
 
 
 def _check_arguments(make: Callable[..., object], kind: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    parameters = _parameters(make)
+    parameters, positional = _parameters(make)
     unknown = sorted(set(options) - set(parameters))
-    if not unknown and (not args or parameters[0].startswith("*")):
+    if not unknown and (len(args) <= positional or parameters[0].startswith("*")):
         return
-    given = f"has no argument {unknown[0]!r}" if unknown else f"takes its arguments by name, not {args[0]!r}"
+    given = f"has no argument {unknown[0]!r}" if unknown else f"takes its arguments by name, not {args[positional]!r}"
     message = f"{kind}() {given}; it takes {', '.join(parameters)}"
     raise TypeError(message)
 
 
 @functools.cache
-def _parameters(make: Callable[..., object]) -> tuple[str, ...]:
+def _parameters(make: Callable[..., object]) -> tuple[tuple[str, ...], int]:
+    """The names of its arguments, and how many of them may be given without."""
     found = inspect.signature(make).parameters.values()
-    return tuple(f"*{one.name}" if one.kind is one.VAR_POSITIONAL else one.name for one in found)
+    names = tuple(f"*{one.name}" if one.kind is one.VAR_POSITIONAL else one.name for one in found)
+    return names, sum(one.kind is one.POSITIONAL_OR_KEYWORD for one in found)
 
 
 @final
@@ -170,3 +174,11 @@ class Isolation:
     @_builds(LoopDevice)
     def loop_device(self) -> None:
         """A disk made of a file, its file system mounted. Arguments: see `LoopDevice`."""
+
+    @_builds(Iptables)
+    def iptables(self) -> None:
+        """The iptables rules of a network namespace. Arguments: see `Iptables`."""
+
+    @_builds(Nftables)
+    def nftables(self) -> None:
+        """The nftables ruleset of a network namespace. Arguments: see `Nftables`."""

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_isolation.objects.cgroup_ns import CgroupNamespace
 from pytest_isolation.objects.chroot import ChrootRoot
 from pytest_isolation.objects.ipc import IpcNamespace
+from pytest_isolation.objects.iptables import Iptables
 from pytest_isolation.objects.loop import LoopDevice
 from pytest_isolation.objects.mount import MountNamespace
 from pytest_isolation.objects.netns import NetNamespace
+from pytest_isolation.objects.nftables import Nftables
 from pytest_isolation.objects.overlay import OverlayFs
 from pytest_isolation.objects.pid import PidNamespace
 from pytest_isolation.objects.time_ns import TimeNamespace
@@ -45,4 +47,6 @@ KINDS: tuple[Kind, ...] = (
     Kind(UnionFs, "CAP_SYS_ADMIN"),
     Kind(Tmpfs, "CAP_SYS_ADMIN"),
     Kind(LoopDevice, "CAP_SYS_ADMIN"),
+    Kind(Iptables, "CAP_SYS_ADMIN"),
+    Kind(Nftables, "CAP_SYS_ADMIN"),
 )

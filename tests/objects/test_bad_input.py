@@ -10,7 +10,8 @@ import pytest
 import pytest_isolation
 from pytest_isolation import ClosedError, Isolation, KernelError, PidNamespace, inside
 
-KINDS = [
+#: What a process can live in, or has ends that are.
+PLACES = [
     "netns",
     "veth_pair",
     "pid_namespace",
@@ -22,6 +23,7 @@ KINDS = [
     "time_namespace",
     "chroot_root",
 ]
+KINDS = [*PLACES, "iptables", "nftables"]
 CLASSES = {
     "netns": "NetNamespace",
     "veth_pair": "VethPair",
@@ -33,6 +35,8 @@ CLASSES = {
     "cgroup_namespace": "CgroupNamespace",
     "time_namespace": "TimeNamespace",
     "chroot_root": "ChrootRoot",
+    "iptables": "Iptables",
+    "nftables": "Nftables",
 }
 
 
@@ -91,7 +95,7 @@ def test_with_is_the_lifetime_of_one_s_own(nothing_left, warm, kind):
             pytest.fail("the block was entered")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLACES)
 def test_a_closed_object(isolation, nothing_left, kind):
     """Every verb says that it is closed, and starts nothing; closing it again is fine."""
     made = getattr(isolation, kind)()
@@ -116,7 +120,7 @@ def test_a_closed_object(isolation, nothing_left, kind):
                 getattr(made, name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLACES)
 def test_after_a_fork(isolation, read_only_system, kind):
     """The child has let go of it: an error that names both processes, and nothing the parent would notice."""
     made = getattr(isolation, kind)()

@@ -20,15 +20,17 @@ import pytest
 
 from pytest_isolation import (
     ClosedError,
+    Iptables,
     Isolation,
     KernelError,
     MountNamespace,
     NetNamespace,
+    Nftables,
     PidNamespace,
     UserNamespace,
     VethPair,
 )
-from pytest_isolation._kernel import procfs, rtnetlink, syscalls
+from pytest_isolation._kernel import nfnetlink, nftables, procfs, rtnetlink, syscalls
 from pytest_isolation._state import fds, keeper_client, ledger, mounts
 from pytest_isolation._state.keeper_client import keeper, start_run
 from pytest_isolation._state.run import run
@@ -43,6 +45,27 @@ WITHOUT_VERBS = {
     "tmpfs": lambda one: one.usage(),
     "loop_device": lambda one: one.usage(),
 }
+
+
+def place_of(one):
+    """What commands run in: of a pair its first end, of a firewall its network namespace."""
+    return one.a if isinstance(one, VethPair) else one.netns if isinstance(one, (Iptables, Nftables)) else one
+
+
+def uses_of(one):
+    """Ways to use an object, each of which has to be refused when it is closed."""
+    if one.kind in WITHOUT_VERBS:
+        return [lambda: WITHOUT_VERBS[one.kind](one)]
+    if isinstance(one, (Iptables, Nftables)):
+        listing = "-L" if isinstance(one, Iptables) else "list ruleset"
+        return [lambda: one.netns, lambda: one.run(listing), one.rules, one.flush, lambda: one.apply("")]
+    place = place_of(one)
+    return [
+        lambda: place.run(["true"]),
+        lambda: place.popen(["true"]),
+        lambda: place.call(int),
+        lambda: place.call_in_child(int),
+    ]
 
 
 @pytest.fixture
@@ -166,17 +189,9 @@ def test_an_exception_in_the_body_comes_through_and_closes(kind, trace):
 def test_use_after_close_is_a_closed_error(kind):
     """Every verb says that the object is closed, and which object that was."""
     one = kind()
-    place = one.a if kind is VethPair else one
+    uses = uses_of(one)
     one.close()
-    verbs = (
-        lambda: place.run(["true"]),
-        lambda: place.popen(["true"]),
-        lambda: place.call(int),
-        lambda: place.call_in_child(int),
-    )
-    if kind.kind in WITHOUT_VERBS:
-        verbs = (lambda: WITHOUT_VERBS[kind.kind](one),)
-    for use in (*verbs, one.__enter__):
+    for use in (*uses, one.__enter__):
         with pytest.raises(ClosedError, match=kind.kind):
             use()
     assert "closed" in repr(one)
@@ -220,11 +235,12 @@ def test_with_on_a_builders_object_is_a_type_error(kind):
 def test_an_object_in_a_forked_copy_refuses_and_closes_nothing(kind):
     """A fork has let go of the descriptors: use there is an error, and close there leaves the original alone."""
     with kind() as one:
-        place = one.a if kind is VethPair else one
+        place = place_of(one)
 
         def in_child():
-            with pytest.raises(ClosedError, match="fork"):
-                WITHOUT_VERBS.get(kind.kind, lambda _: place.run(["true"]))(one)
+            for use in uses_of(one) if place is not one else uses_of(one)[:1]:
+                with pytest.raises(ClosedError, match="fork"):
+                    use()
             one.close()
             return True
 
@@ -351,6 +367,10 @@ def failing_at(position):
         for name in _public(rtnetlink.Socket, of=rtnetlink.__name__) - {"close", "detach", "fileno"} | {"__init__"}:
             words = f"rtnetlink.{name}("
             wrap(rtnetlink.Socket, name, words, lambda words=words: KernelError(errno.ENOMEM, f"{words}injected)"))
+        for name in _public(nfnetlink, of=nfnetlink.__name__):
+            words = f"nfnetlink.{name}("
+            wrap(nfnetlink, name, words, lambda words=words: KernelError(errno.ENOMEM, f"{words}injected)"))
+        wrap(nftables, "run", "nft(", lambda: KernelError(errno.ENOMEM, "nft(injected)"))
         words = "keeper.ask("
         wrap(keeper_client.KeeperClient, "ask", words, lambda: KernelError(errno.ENOMEM, "keeper.ask(injected)"))
         wrap(ledger.Entry, "__init__", "ledger(", lambda: OSError(errno.ENOMEM, "no memory", "ledger(injected)"))
@@ -395,7 +415,7 @@ def every_step(make, trace, after=lambda: None, limit=200):
 def test_a_setup_that_fails_at_any_step_leaves_nothing(kind, trace):
     """ENOMEM at the first call into the kernel, at the second, ...: raised, and everything before it undone."""
     with every_step(kind, trace) as one:
-        place = one.a if kind is VethPair else one
+        place = place_of(one)
         if kind.kind not in {"chroot_root", *WITHOUT_VERBS}:
             assert place.run(["true"]).returncode == 0
     trace.check()
@@ -414,6 +434,10 @@ VARIANTS = {
     "overlay_fs-changes": lambda builder: builder.overlay_fs().changes(),
     "loop_device-bare": lambda builder: builder.loop_device(fstype=None),
     "loop_device-xfs": lambda builder: builder.loop_device(fstype="xfs"),
+    "iptables-given": lambda builder: builder.iptables(builder.space, variant="nft").append("INPUT", "-j DROP"),
+    "iptables-legacy": lambda builder: builder.iptables(builder.space, variant="legacy").append("INPUT", "-j DROP"),
+    "nftables-given": lambda builder: builder.nftables(builder.space).run("add table inet filter"),
+    "nftables-program": lambda builder: builder.nftables(builder.space, variant="program").run("add table ip nat"),
     "netns-user": lambda builder: builder.netns(user=builder.user),
     "veth_pair-user": lambda builder: builder.veth_pair(user=builder.user),
     "pid_namespace-user": lambda builder: builder.pid_namespace(user=builder.user),
