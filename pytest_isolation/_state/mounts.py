@@ -119,6 +119,23 @@ def finish() -> None:
         thread.run(thread.live_in_mounts, -1, _open_root())
 
 
+def bind_for_all(fd: int, target: Path) -> None:
+    """Bind what `fd` refers to at `target` for the whole machine to see, this run included."""
+    thread = spawner()
+
+    def bind() -> None:
+        if not os.path.samestat(os.stat(target), os.fstat(fd)):  # the machine's mount may have come by itself
+            syscalls.mount(f"/proc/self/fd/{fd}", target, None, uapi.MS_BIND)
+
+    def job() -> None:
+        if thread.mounts_of_machine >= 0:
+            with thread.entered([("mnt", thread.mounts_of_machine)]):
+                bind()
+        bind()
+
+    thread.run(job)
+
+
 def in_use() -> bool:
     """Has this process a mount namespace of the run?"""
     return running() and spawner().mounts_of_machine >= 0

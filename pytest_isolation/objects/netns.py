@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, final
 
 from pytest_isolation._kernel import icmp, rtnetlink, syscalls, uapi
-from pytest_isolation._state import fds, ledger
+from pytest_isolation._state import fds, ledger, mounts
 from pytest_isolation._state.keeper_client import keeper, start_run
 from pytest_isolation._state.run import run
 from pytest_isolation._state.spawner import spawner
@@ -334,7 +334,7 @@ class NetNamespace(Namespace):
             except OSError as error:
                 raise KernelError(error.errno or 0, f"open({str(path)!r}, O_CREAT|O_EXCL)") from error
             undo.callback(ledger.unpublish, str(path))
-            spawner().run(syscalls.mount, f"/proc/self/fd/{self._fd}", path, None, uapi.MS_BIND)
+            mounts.bind_for_all(self._fd, path)
             self._teardown.push(f"unpublish {path}", undo.pop_all().close)
         return path
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from pytest_isolation import ClosedError, KernelError, NetNamespace, inside
+from pytest_isolation._state import mounts
+from pytest_isolation._state.spawner import spawner
 
 
 def test_it_is_new_and_has_lo_alone(netns, ip):
@@ -629,3 +631,21 @@ def test_json_of_iproute2_runs_inside_a_pair(veth_pair):
     """Two namespaces, two lists of links."""
     first, second = (json.loads(end.run(["ip", "-j", "link", "show", "eth0"]).stdout)[0] for end in veth_pair)
     assert first["address"] != second["address"]
+
+
+def test_a_published_name_is_for_the_whole_machine_where_the_run_has_mounts_of_its_own(netns):
+    """`ip netns exec` finds it from the machine's mounts and from the run's; closed, it is gone from both."""
+    mounts.enter()
+    name = f"isolation-{os.getpid()}"
+    path = netns.publish(name)
+    machine = f"--mount=/proc/{os.getpid()}/fd/{spawner().mounts_of_machine}"
+    for entering in ([], ["nsenter", machine]):
+        command = [*entering, "ip", "netns", "exec", name, "readlink", "/proc/self/ns/net"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert shown == f"net:[{netns.ns_id[1]}]\n"
+    netns.close()
+    assert not path.exists()
+    assert (
+        name
+        not in subprocess.run(["nsenter", machine, "ip", "netns"], capture_output=True, text=True, check=True).stdout
+    )
