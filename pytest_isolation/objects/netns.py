@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, final
 
-from pytest_isolation._kernel import icmp, rtnetlink, syscalls, uapi
+from pytest_isolation._kernel import icmp, rtnetlink, uapi
 from pytest_isolation._state import fds, ledger, mounts
 from pytest_isolation._state.keeper_client import keeper, start_run
 from pytest_isolation._state.run import run
