@@ -18,6 +18,7 @@
 #include <linux/membarrier.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -409,6 +410,72 @@ static void firewall(struct sample *s, int unused) {
     s->gone = now_us();
 }
 
+/* ---- cgroups ---- */
+
+/* The v1 cgroups that this program is in: of the controller cpu and, to have used time counted, of cpuacct.  run.py says
+ * where; the second is NULL where both are one. */
+static const char *own_cgroup[2];
+
+#define OURS "/pytest-isolation-floor"
+#define EACH(n) for (int n = 0; n < 2 && own_cgroup[n] != NULL; n++)
+
+static const char *in_cgroup(int n, const char *group, const char *file) {
+    static char path[512];
+    snprintf(path, sizeof path, "%s%s%s", own_cgroup[n], group, file);
+    return path;
+}
+
+static void make_cgroup(void) {
+    EACH(n) CHECK(mkdir(in_cgroup(n, OURS, ""), 0755));
+    write_file(in_cgroup(0, OURS, "/cpu.shares"), "700");
+}
+
+static void move(const char *group, const char *file, const char *pid) {
+    EACH(n) write_file(in_cgroup(n, group, file), pid);
+}
+
+static void remove_cgroup(void) { /* what has just died may be on its way out still */
+    EACH(n) while (rmdir(in_cgroup(n, OURS, ""))) CHECK(errno == EBUSY ? 0 : -1);
+}
+
+/* On a machine that was quiet: a cgroup with shares, a process born in it, both gone. */
+static void cgroup_born_inside(struct sample *s, int unused) {
+    usleep(100000);
+    s->start = now_us();
+    make_cgroup();
+    move(OURS, "/tasks", "0");
+    pid_t pid = (pid_t)CHECK(vfork());
+    if (pid == 0) {
+        execve("/bin/true", TRUE_ARGV, environ);
+        _exit(1);
+    }
+    move("", "/tasks", "0");
+    await_end(pid, 0);
+    s->ready = now_us();
+    remove_cgroup();
+    s->gone = now_us();
+}
+
+/* The same with a process that runs already: moved in by its pid, and back. */
+static void cgroup_attach(struct sample *s, int unused) {
+    static pid_t waiting;
+    char pid[16];
+    if (waiting == 0 && (waiting = (pid_t)CHECK(fork())) == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;)
+            pause();
+    }
+    snprintf(pid, sizeof pid, "%d", waiting);
+    usleep(100000);
+    s->start = now_us();
+    make_cgroup();
+    move(OURS, "/cgroup.procs", pid);
+    s->ready = now_us();
+    move("", "/cgroup.procs", pid);
+    remove_cgroup();
+    s->gone = now_us();
+}
+
 /* ---- the server ---- */
 
 static const struct {
@@ -429,6 +496,8 @@ static const struct {
             {"user", user_namespace, 0},
             {"overlay", overlay_fs, 0},
             {"run", run, 0},
+            {"cgroup_cpu", cgroup_born_inside, 0},
+            {"cgroup_attach", cgroup_attach, 0},
             {"call", call, NET},
             {"drain", drain, 2},
             {"firewall", firewall, 0}}; /* the last: it is left out where there is no libnftables */
@@ -464,9 +533,12 @@ int main(void) {
     CHECK(unshare(CLONE_NEWNET));
     other_netns = open_own(NET);
     enter(home[NET], NET);
+    own_cgroup[0] = getenv("BENCH_CGROUP_CPU");
+    own_cgroup[1] = getenv("BENCH_CGROUP_CPUACCT");
     printf("ready floor");
     for (int i = 0; i < JOB_COUNT - !load_nftables(); i++)
-        printf(" %s", JOBS[i].name);
+        if (own_cgroup[0] != NULL || strncmp(JOBS[i].name, "cgroup_", 7) != 0)
+            printf(" %s", JOBS[i].name);
     printf("\n");
     while (fgets(line, sizeof line, stdin))
         serve(line);

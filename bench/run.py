@@ -93,6 +93,8 @@ JOBS = (
     Job("ipc", "ipc_namespace", by_everybody("ipc", PROGRAMS), budget_ms=0.3),
     Job("mount", "mount_namespace", by_everybody("mount", PROGRAMS), budget_ms=0.3),
     Job("cgroup", "cgroup_namespace", by_everybody("cgroup", PROGRAMS)),
+    Job("cgroup_cpu", "cgroup_cpu, a command born in it, quiet machine", by_everybody("cgroup_cpu"), 2.0),
+    Job("cgroup_attach", "cgroup_cpu, a process moved in, quiet machine", by_everybody("cgroup_attach"), 2.0),
     Job("user", "user_namespace", by_everybody("user", PROGRAMS)),
     Job("overlay", "overlay_fs, one lower layer", by_everybody("overlay"), 2.0),
     Job(
@@ -147,6 +149,21 @@ class WorkerError(Exception):
     """A contender is missing, said "error", or died."""
 
 
+def v1_cgroups() -> dict[str, str]:
+    """For the floor: the v1 cgroups, of the controllers cpu and cpuacct, that this process is in; if there are any."""
+    own = [line.split(":") for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    found = {}
+    for name in "cpu", "cpuacct":
+        path = next((path for _, names, path in own if name in names.split(",")), None)
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            _, target, fstype, options, *_ = line.split()
+            if fstype == "cgroup" and name in options.split(",") and path is not None:
+                found[f"BENCH_CGROUP_{name.upper()}"] = f"{target}{path}".rstrip("/")
+    if len(set(found.values())) == 1:
+        found.pop("BENCH_CGROUP_CPUACCT", None)
+    return found
+
+
 class Worker:
     """A contender's process."""
 
@@ -155,7 +172,7 @@ class Worker:
         self.jobs: list[str] = []
         self.gone: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        env = os.environ | {"LC_ALL": "C", "PYTHONDONTWRITEBYTECODE": "1"}
+        env = os.environ | {"LC_ALL": "C", "PYTHONDONTWRITEBYTECODE": "1"} | v1_cgroups()
         pipe = subprocess.PIPE
         try:
             # Ctrl-C is for the driver: the contender, in a session of its own, ends when its stdin does.

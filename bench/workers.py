@@ -104,6 +104,7 @@ class Project(Worker):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             self.version = f"pytest-isolation-{importlib.metadata.version('pytest-isolation')}"
         self._room = self.stack.enter_context(NetNamespace())
+        self._waiting: Any = None
 
     def _made_and_closed(self, make: Any, **arguments: Any) -> tuple[float, float]:
         t0 = now()
@@ -208,6 +209,30 @@ class Project(Worker):
     def firewall_iptables(self) -> tuple[float, float]:
         """Ten rules by iptables-restore."""
         return self._firewall("iptables", RULES_IPTABLES)
+
+    def cgroup_cpu(self) -> tuple[float, float]:
+        """On a machine that was quiet: a cgroup with shares, and one command born in it."""
+        time.sleep(0.1)
+        t0 = now()
+        group = self._api.Cgroup(shares=700)
+        group.run(["true"], capture_output=False)
+        t1 = now()
+        group.close()
+        return sample(t0, t1, now())
+
+    def cgroup_attach(self) -> tuple[float, float]:
+        """The same with a process that runs already, moved in by its pid, and back."""
+        if self._waiting is None:
+            self._waiting = subprocess.Popen(["sleep", "infinity"])
+            self.stack.callback(self._waiting.wait)
+            self.stack.callback(self._waiting.kill)
+        time.sleep(0.1)
+        t0 = now()
+        group = self._api.Cgroup(shares=700)
+        group.attach(self._waiting.pid)
+        t1 = now()
+        group.close()
+        return sample(t0, t1, now())
 
     def run(self) -> tuple[float, float]:
         """Run `true` in a netns."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_isolation._kernel.cgroupfs import ProcCgroup as ProcCgroup
     from pytest_isolation._kernel.netfilter import Chain as Chain
     from pytest_isolation._kernel.netfilter import Rule as Rule
     from pytest_isolation._kernel.netfilter import Table as Table
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pytest_isolation.errors import KernelError as KernelError
     from pytest_isolation.errors import LeakError as LeakError
     from pytest_isolation.errors import RuleError as RuleError
+    from pytest_isolation.errors import TooBusyError as TooBusyError
+    from pytest_isolation.errors import UnknownKnobError as UnknownKnobError
     from pytest_isolation.errors import Unsupported as Unsupported
     from pytest_isolation.objects._layers import Change as Change
     from pytest_isolation.objects._layers import Special as Special
@@ -36,8 +39,16 @@ if TYPE_CHECKING:
     from pytest_isolation.objects._place import Inside as Inside
     from pytest_isolation.objects._place import inside as inside
     from pytest_isolation.objects._process import Process as Process
+    from pytest_isolation.objects.cgroup import Cgroup as Cgroup
+    from pytest_isolation.objects.cgroup import CgroupEvents as CgroupEvents
+    from pytest_isolation.objects.cgroup import CgroupUsage as CgroupUsage
+    from pytest_isolation.objects.cgroup import Controller as Controller
+    from pytest_isolation.objects.cgroup import CpuMax as CpuMax
+    from pytest_isolation.objects.cgroup import controllers as controllers
+    from pytest_isolation.objects.cgroup import proc_cgroups as proc_cgroups
     from pytest_isolation.objects.cgroup_ns import CgroupNamespace as CgroupNamespace
     from pytest_isolation.objects.chroot import ChrootRoot as ChrootRoot
+    from pytest_isolation.objects.cpu_shares import cpu_shares as cpu_shares
     from pytest_isolation.objects.eventually import eventually as eventually
     from pytest_isolation.objects.ipc import IpcNamespace as IpcNamespace
     from pytest_isolation.objects.ipc import Queue as Queue
@@ -69,13 +80,18 @@ pytest_plugins: list[str] = ["pytest_isolation.plugin"]
 _HOMES = {
     "Address": "_kernel.rtnetlink",
     "Branch": "objects.union",
+    "Cgroup": "objects.cgroup",
+    "CgroupEvents": "objects.cgroup",
     "CgroupNamespace": "objects.cgroup_ns",
+    "CgroupUsage": "objects.cgroup",
     "Chain": "_kernel.netfilter",
     "Change": "objects._layers",
     "ChildError": "errors",
     "ChrootRoot": "objects.chroot",
     "ClosedError": "errors",
+    "Controller": "objects.cgroup",
     "Counters": "_kernel.rtnetlink",
+    "CpuMax": "objects.cgroup",
     "Inside": "objects._place",
     "IpcNamespace": "objects.ipc",
     "Iptables": "objects.iptables",
@@ -96,6 +112,7 @@ _HOMES = {
     "PidNamespace": "objects.pid",
     "PidProcess": "objects.pid",
     "PingResult": "objects.ping",
+    "ProcCgroup": "_kernel.cgroupfs",
     "Process": "objects._process",
     "Queue": "objects.ipc",
     "Route": "_kernel.rtnetlink",
@@ -108,30 +125,40 @@ _HOMES = {
     "Table": "_kernel.netfilter",
     "TimeNamespace": "objects.time_ns",
     "Tmpfs": "objects.tmpfs",
+    "TooBusyError": "errors",
     "UnionFs": "objects.union",
+    "UnknownKnobError": "errors",
     "Unsupported": "errors",
     "Usage": "objects.tmpfs",
     "UserNamespace": "objects.user",
     "UtsNamespace": "objects.uts",
     "VethEnd": "objects.veth",
     "VethPair": "objects.veth",
+    "controllers": "objects.cgroup",
+    "cpu_shares": "objects.cpu_shares",
     "eventually": "objects.eventually",
     "inside": "objects._place",
     "is_opaque": "objects._layers",
     "is_whiteout": "objects._layers",
+    "proc_cgroups": "objects.cgroup",
     "tree": "objects._layers",
 }
 
 __all__ = [
     "Address",
     "Branch",
+    "Cgroup",
+    "CgroupEvents",
     "CgroupNamespace",
+    "CgroupUsage",
     "Chain",
     "Change",
     "ChildError",
     "ChrootRoot",
     "ClosedError",
+    "Controller",
     "Counters",
+    "CpuMax",
     "Inside",
     "IpcNamespace",
     "Iptables",
@@ -152,6 +179,7 @@ __all__ = [
     "PidNamespace",
     "PidProcess",
     "PingResult",
+    "ProcCgroup",
     "Process",
     "Queue",
     "Route",
@@ -164,17 +192,22 @@ __all__ = [
     "Table",
     "TimeNamespace",
     "Tmpfs",
+    "TooBusyError",
     "UnionFs",
+    "UnknownKnobError",
     "Unsupported",
     "Usage",
     "UserNamespace",
     "UtsNamespace",
     "VethEnd",
     "VethPair",
+    "controllers",
+    "cpu_shares",
     "eventually",
     "inside",
     "is_opaque",
     "is_whiteout",
+    "proc_cgroups",
     "tree",
 ]
 

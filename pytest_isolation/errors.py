@@ -64,6 +64,17 @@ class Unsupported(IsolationError):  # noqa: N818 - the name users type; it state
         return type(self), (self.what, self.why, self.remedy, self.since)
 
 
+class UnknownKnobError(IsolationError, KeyError):
+    """A cgroup has no interface file of that name; the message names the nearest, and all there are."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # not quoted, as KeyError's would be
+
+
+class TooBusyError(IsolationError):
+    """The machine was too busy to measure something: there is no verdict, neither for nor against."""
+
+
 class LeakError(IsolationError):
     """Something outlived its object's teardown and could not be removed."""
 

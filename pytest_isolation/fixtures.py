@@ -15,6 +15,7 @@ from pytest_isolation._plugin import scopes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_isolation.objects.cgroup import Cgroup
     from pytest_isolation.objects.cgroup_ns import CgroupNamespace
     from pytest_isolation.objects.chroot import ChrootRoot
     from pytest_isolation.objects.ipc import IpcNamespace
@@ -180,6 +181,77 @@ def cgroup_namespace(isolation: Isolation, request: pytest.FixtureRequest) -> Cg
         assert "0::/\n" in cgroup_namespace.run(["cat", "/proc/self/cgroup"]).stdout
     """
     return isolation.cgroup_namespace(**_options(request))
+
+
+@pytest.fixture
+def cgroup_cpu(isolation: Isolation, request: pytest.FixtureRequest) -> Cgroup:
+    """A cgroup with the controller cpu: `isolation.cgroup()`. Needs writable cgroup file systems.
+
+    Several `cgroup_*` fixtures of one test are one and the same cgroup, with the controllers of all of them.
+
+        def test_shares_70_30(cgroup_cpu):
+            heavy, light = cgroup_cpu.child(shares=700), cgroup_cpu.child(shares=300)
+            assert cpu_shares(heavy, light) == approx((0.7, 0.3), abs=0.05)
+    """
+    return isolation._cgroup_view("cpu", _options(request))
+
+
+@pytest.fixture
+def cgroup_memory(isolation: Isolation, request: pytest.FixtureRequest) -> Cgroup:
+    """A cgroup with the controller memory, see `cgroup_cpu`: `isolation.cgroup(controllers=["memory"])`.
+
+    @pytest.mark.parametrize("cgroup_memory", [{"memory_max": "32M"}], indirect=True)
+    def test_out_of_memory(cgroup_memory):
+        cgroup_memory.run(["tail", "/dev/zero"], check=False)
+        assert cgroup_memory.wait_event("oom_kill") == 1
+    """
+    return isolation._cgroup_view("memory", _options(request))
+
+
+@pytest.fixture
+def cgroup_pids(isolation: Isolation, request: pytest.FixtureRequest) -> Cgroup:
+    """A cgroup with the controller pids, see `cgroup_cpu`: `isolation.cgroup(controllers=["pids"])`.
+
+    def test_no_fork(cgroup_pids):
+        cgroup_pids.pids_max = 1
+        assert "fork" in cgroup_pids.run("true; /bin/true | true", shell=True, check=False).stderr
+    """
+    return isolation._cgroup_view("pids", _options(request))
+
+
+@pytest.fixture
+def cgroup_cpuset(isolation: Isolation, request: pytest.FixtureRequest) -> Cgroup:
+    """A cgroup with the controller cpuset, see `cgroup_cpu`: `isolation.cgroup(controllers=["cpuset"])`.
+
+    def test_one_cpu(cgroup_cpuset):
+        cgroup_cpuset.cpus = cgroup_cpuset.cpus[:1]
+        assert cgroup_cpuset.run(["nproc"]).stdout.strip() == "1"
+    """
+    return isolation._cgroup_view("cpuset", _options(request))
+
+
+@pytest.fixture
+def cgroup_freezer(isolation: Isolation, request: pytest.FixtureRequest) -> Cgroup:
+    """A cgroup that can be frozen, see `cgroup_cpu`: `isolation.cgroup(controllers=["freezer"])`.
+
+    def test_frozen(cgroup_freezer):
+        with cgroup_freezer.popen(["yes"]):
+            cgroup_freezer.freeze()
+            assert cgroup_freezer.frozen
+    """
+    return isolation._cgroup_view("freezer", _options(request))
+
+
+@pytest.fixture
+def cgroup_io(isolation: Isolation, request: pytest.FixtureRequest) -> Cgroup:
+    """A cgroup with the controller io (v1: blkio), see `cgroup_cpu`: `isolation.cgroup(controllers=["io"])`.
+
+    def test_written(cgroup_io, tmp_path):
+        cgroup_io.set_io_max(tmp_path, write_bps=10**12)
+        cgroup_io.run(["dd", "if=/dev/zero", f"of={tmp_path}/file", "bs=64k", "count=1", "oflag=direct"])
+        assert cgroup_io.usage().written_bytes >= 65536
+    """
+    return isolation._cgroup_view("io", _options(request))
 
 
 @pytest.fixture

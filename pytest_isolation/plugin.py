@@ -16,7 +16,13 @@ from pytest_isolation._plugin.hooks import (
     pytest_unconfigure,
 )
 from pytest_isolation.fixtures import (
+    cgroup_cpu,
+    cgroup_cpuset,
+    cgroup_freezer,
+    cgroup_io,
+    cgroup_memory,
     cgroup_namespace,
+    cgroup_pids,
     chroot_root,
     class_isolation,
     ipc_namespace,
@@ -37,7 +43,13 @@ from pytest_isolation.fixtures import (
 )
 
 __all__ = [
+    "cgroup_cpu",
+    "cgroup_cpuset",
+    "cgroup_freezer",
+    "cgroup_io",
+    "cgroup_memory",
     "cgroup_namespace",
+    "cgroup_pids",
     "chroot_root",
     "class_isolation",
     "ipc_namespace",

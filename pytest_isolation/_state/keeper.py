@@ -407,6 +407,8 @@ class Keeper:
 
         from pytest_isolation._state import ledger, run
 
+        # First: a frozen process does not die of being killed, and this thaws it.
+        ledger.remove_all(self.ledger, "cgroup")
         if self.cgroup is not None and os.path.isdir(self.cgroup):
             with contextlib.suppress(OSError, TimeoutError):
                 run.end_cgroup(Path(self.cgroup))

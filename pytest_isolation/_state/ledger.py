@@ -1,4 +1,4 @@
-"""What this run made that would outlive its processes, on disk before it is made: published names, links, directories.
+"""What this run made that would outlive its processes, on disk before it is made: names, links, directories, cgroups.
 
 One directory a run, mode 0700, under /run/pytest-isolation (an ordinary user: below XDG_RUNTIME_DIR or the temporary
 directory). Each entry is a file of its own, written before the object is made and removed after the object is. So
@@ -34,40 +34,53 @@ class Entry:
     """One object on the ledger, from before it is made until it is gone."""
 
     def __init__(self, run_id: str, kind: str, **proof: Any) -> None:
-        folder = directory(run_id)
+        folder = str(directory(run_id))
+        self._path = f"{folder}/{secrets.token_hex(16)}"
+        data = json.dumps({"kind": kind, **proof}).encode()
         for _ in range(100):  # another run may remove the empty parent between the two calls
-            with contextlib.suppress(FileNotFoundError):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._path = folder / secrets.token_hex(16)
-                # Written aside and renamed: a reader never meets half an entry.
-                draft = self._path.with_suffix(".draft")
-                draft.write_text(json.dumps({"kind": kind, **proof}), encoding="utf-8")
-                draft.rename(self._path)
-                return
+            try:
+                fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                with contextlib.suppress(FileNotFoundError):
+                    Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+                continue
+            # In one write: a reader meets all of it, or nothing, and then the object has not been made.
+            try:
+                os.write(fd, data)
+            except BaseException:
+                os.unlink(self._path)
+                raise
+            finally:
+                os.close(fd)
+            return
         message = f"cannot create {folder}"
         raise FileNotFoundError(message)
 
     def strike(self) -> None:
-        """The object is gone: take the entry off, and the directories when they are empty."""
-        self._path.unlink(missing_ok=True)
-        _tidy(self._path.parent)
+        """The object is gone: take the entry off. The directory stays until the run ends."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
 
 
-def _tidy(folder: Path) -> None:
+def tidy(folder: Path) -> None:
+    """Remove the ledger in `folder`, and what it lies in, if they are empty."""
     with contextlib.suppress(OSError):
         folder.rmdir()
         folder.parent.rmdir()
 
 
-def remove_all(folder: str | Path) -> None:
-    """Remove every object that the ledger in `folder` lists, then the ledger. For the keeper."""
+def remove_all(folder: str | Path, kind: str | None = None) -> None:
+    """Remove every object (of that kind) that the ledger in `folder` lists, then the ledger. For the keeper."""
     folder = Path(folder)
     for path in sorted(folder.glob("*")):
         with contextlib.suppress(Exception):  # each object on its own; what cannot be removed stays listed
-            if path.suffix != ".draft":
-                remove(json.loads(path.read_text(encoding="utf-8")))
+            if text := path.read_text(encoding="utf-8"):
+                entry = json.loads(text)
+                if kind not in {None, entry["kind"]}:
+                    continue
+                remove(entry)
             path.unlink()
-    _tidy(folder)
+    tidy(folder)
 
 
 def remove(entry: dict[str, Any]) -> None:
@@ -80,6 +93,10 @@ def remove(entry: dict[str, Any]) -> None:
 
             syscalls.umount2(entry["path"], uapi.MNT_DETACH)
         shutil.rmtree(entry["path"])  # its name holds 128 random bits: nobody else's
+    elif entry["kind"] == "cgroup":
+        from pytest_isolation._state import cgroups
+
+        cgroups.remove(entry["paths"])  # their names hold 128 random bits: nobody else's
     elif entry["kind"] == "link":
         from pytest_isolation._kernel import rtnetlink
 

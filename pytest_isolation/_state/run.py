@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from pytest_isolation._kernel import procfs
+from pytest_isolation._state import ledger
 
 #: In the environment of every process the run starts: `RUN.PROCESS`, both random.
 TOKEN = "PYTEST_ISOLATION_PROCESS"  # noqa: S105 - a name
@@ -43,6 +44,8 @@ class Run:
         self.cgroup: Path | None = None
         self._home: Path | None = None
         self.joined = False
+        #: v2 cgroups of the run that cannot lie below its own: with controllers, beside it.
+        self.beside: set[str] = set()
 
     def choose_cgroup(self) -> None:
         """Choose where the run's cgroup will be: below the one this process is in."""
@@ -67,7 +70,15 @@ class Run:
         """The processes of the run, this one not counted; without a cgroup, every other process of this machine."""
         if self.cgroup is None:
             return [pid for pid in procfs.pids() if pid != self.pid]
-        return [pid for pid in _pids_below(str(self.cgroup)) if pid not in {self.pid, 0}]
+        found = _pids_below(str(self.cgroup))
+        for path in self.beside:
+            found += _pids_below(path)
+        return [pid for pid in found if pid not in {self.pid, 0}]
+
+    @property
+    def home(self) -> Path | None:
+        """The v2 cgroup that this process was started in, where it may make cgroups; or None."""
+        return self._home
 
     def leave(self) -> None:
         """Move this process back, end what is left in the run's cgroup, and remove it."""
@@ -145,6 +156,7 @@ def finish() -> None:
     with _making:
         ending, _run = _run, None
     if ending is not None and ending.pid == os.getpid():
+        ledger.tidy(ledger.directory(ending.id))
         ending.leave()
 
 

@@ -14,7 +14,7 @@ import queue
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from pytest_isolation._kernel import syscalls, uapi
+from pytest_isolation._kernel import cgroupfs, syscalls, uapi
 from pytest_isolation._state import fds
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Spawner:
         self.mounts_of_machine = -1
         #: Has the thread failed to come back from somewhere?
         self._lost = False
+        #: v1 cgroups (their `tasks` files) that a thread which failed to come back is to be in.
+        self._left: list[str] = []
         self._ident = -1
         ready = _Job(lambda: None)
         _thread.start_new_thread(self._loop, (ready,))
@@ -114,6 +116,9 @@ class Spawner:
         """At the start of the thread: a root and working directory of its own, and pytest's own namespaces."""
         self._ident = _thread.get_ident()
         syscalls.unshare(uapi.CLONE_FS)  # needed to enter mount namespaces and roots, see setns(2)
+        if self._left:  # born where the lost thread was
+            left, self._left = self._left, []
+            self.leave(left)
         if self.origin:
             self.restore([name for name in self.origin if name not in {"pid", "time", "user"}] + ["root"])
         fds.release(self.myself)
@@ -145,6 +150,38 @@ class Spawner:
         fds.release(before[1])
         if mnt < 0:
             fds.release(before[0])
+
+    @contextmanager
+    def joined(self, groups: Iterable[tuple[str, str]]) -> Iterator[None]:
+        """On the resident thread: be in v1 cgroups for the block, (`tasks` file to come back to, `tasks` file) each.
+
+        A thread that writes 0 there moves itself alone, and waits for no lock of its thread group.
+        """
+        back: list[str] = []
+        try:
+            for home, tasks in groups:
+                cgroupfs.write(tasks, "0")
+                back.append(home)
+            yield
+        finally:
+            self.leave(back)
+
+    def leave(self, back: Iterable[str]) -> None:
+        """On the resident thread: be in those v1 cgroups again.
+
+        Raises:
+            KernelError: one of them could not be had back; all were tried, and another thread takes this one's place.
+        """
+        failure: OSError | None = None
+        for tasks in back:
+            try:
+                cgroupfs.write(tasks, "0")
+            except OSError as error:
+                self._left.append(tasks)
+                failure = failure or error
+        if failure is not None:
+            self._lost = True
+            raise failure
 
     @contextmanager
     def entered(self, namespaces: Iterable[tuple[str, int]]) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Entering: planned once, in the order the kernel wants, and done by whoever can.
 
 A command is born on the spawner thread, which has entered. User and time namespaces cannot be entered by a process
-with threads: their commands are forked, and enter between fork and exec.
+with threads, and cgroups that limit memory or processes would count pytest: such commands are forked, and enter between
+fork and exec.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_isolation._kernel import procfs, syscalls, uapi
+from pytest_isolation._kernel import cgroupfs, procfs, syscalls, uapi
 from pytest_isolation._state import fds
 from pytest_isolation._state.keeper import become_root_inside
 from pytest_isolation._state.spawner import spawner
@@ -39,18 +40,34 @@ class Ids(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """A cgroup to be born in.
+
+    Attributes:
+        tasks: (`tasks` file of the v1 cgroup that pytest is in, the one to write 0 to) of each hierarchy; of v2 the
+            `cgroup.procs` files.
+        by_thread: may a thread of pytest be in it for the moment of a spawn? Not where memory or processes are limited.
+        check: called in the child that has joined; raises when the kernel would have no room for it.
+    """
+
+    tasks: tuple[tuple[str, str], ...]
+    by_thread: bool
+    check: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One thing to enter.
 
     Attributes:
-        name: its name under /proc/PID/ns, or `root`.
-        fd: the namespace, or the new root directory.
+        name: its name under /proc/PID/ns, or `root`, or `control group`.
+        fd: the namespace, or the new root directory; -1 of a cgroup.
         title: for messages.
         implied: comes along with another (a pid namespace's mounts), and yields to one that was asked for.
         path: of a root: where its directory is found again after entering a mount namespace.
         ids: of a user namespace: what to become.
         view: of a network namespace: makes, on a thread or process inside, the mounts that show it (its /sys).
-        pid: of a pid namespace: its first process.
+        group: of a cgroup: how to join it.
     """
 
     name: str
@@ -60,6 +77,7 @@ class Entry:
     path: str | None = None
     ids: Ids | None = None
     view: Callable[[Plan], int | None] | None = None
+    group: Group | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +88,12 @@ class Plan:
     user: Entry | None
     owned: tuple[Entry, ...]
     root: Entry | None
+    group: Entry | None = None
 
     @property
     def entries(self) -> tuple[Entry, ...]:
         """All of them, in order."""
-        found = (*self.outside, self.user, *self.owned, self.root)
+        found = (self.group, *self.outside, self.user, *self.owned, self.root)
         return tuple(entry for entry in found if entry is not None)
 
     def find(self, name: str) -> Entry | None:
@@ -83,8 +102,15 @@ class Plan:
 
     @property
     def needs_fork(self) -> bool:
-        """Can only a process with one thread enter it?"""
-        return any(entry.name in _SINGLE_THREADED for entry in self.entries)
+        """Can only a process with one thread, not one of pytest's, enter it?"""
+        group = None if self.group is None else self.group.group
+        return any(entry.name in _SINGLE_THREADED for entry in self.entries) or not (group is None or group.by_thread)
+
+
+def _is_same(entry: Entry, other: Entry) -> bool:
+    if entry.group is not None and other.group is not None:
+        return entry.group.tasks == other.group.tasks
+    return _same(entry.fd, other.fd)
 
 
 def _same(fd: int, other: int) -> bool:
@@ -124,16 +150,16 @@ def make_plan(entries: Sequence[Entry], *, check_owner: bool = True) -> Plan:
         other = chosen.get(entry.name)
         if other is None or other.implied:
             chosen[entry.name] = entry
-        elif not entry.implied and not _same(entry.fd, other.fd):
+        elif not entry.implied and not _is_same(entry, other):
             message = f"two of a kind: {other.title} and {entry.title}; a process lives in one at a time"
             raise ValueError(message)
-    user, root = chosen.pop("user", None), chosen.pop("root", None)
+    group, user, root = (chosen.pop(name, None) for name in ("control group", "user", "root"))
     outside: list[Entry] = []
     owned: list[Entry] = []
     for entry in chosen.values():
         fits = check_owner and (user is not None or len(entries) > 1) and _owner_fits(entry, user)
         (owned if fits else outside).append(entry)
-    return Plan(tuple(outside), user, tuple(owned), root)
+    return Plan(tuple(outside), user, tuple(owned), root, group)
 
 
 # -- entering
@@ -157,6 +183,9 @@ def enter_here(plan: Plan, *, skip: tuple[str, ...] = ()) -> None:
     for entry in plan.entries:
         if entry.name in skip:
             continue
+        if entry.group is not None:
+            _join(entry.group)
+            continue
         if entry.name == "root":
             _enter_root(entry, plan)
             continue
@@ -173,6 +202,13 @@ def enter_here(plan: Plan, *, skip: tuple[str, ...] = ()) -> None:
         mount_sysfs(sysfs, myself)
         os.close(sysfs)
     os.close(myself)
+
+
+def _join(group: Group) -> None:
+    """Be in the cgroup, for good: a forked child, which the kernel takes as it is."""
+    for _, tasks in group.tasks:
+        cgroupfs.write(tasks, "0")
+    group.check()
 
 
 def _wants_view(plan: Plan) -> bool:
@@ -265,7 +301,8 @@ def _spawn_inside(plan: Plan, start: Callable[[], None]) -> None:
     view = _view_of(plan)
     if view is not None:
         namespaces = [pair for pair in namespaces if pair[0] != "mnt"] + [("mnt", view)]
-    with thread.entered(namespaces):
+    group = None if plan.group is None else plan.group.group
+    with thread.joined(() if group is None else group.tasks), thread.entered(namespaces):
         if plan.root is None:
             start()
             return
@@ -277,7 +314,7 @@ def _spawn_inside(plan: Plan, start: Callable[[], None]) -> None:
 
 
 def _spawn_forked(plan: Plan, start: Callable[..., None], cwd: Cwd, job: Callable[[Callable[[], None]], None]) -> None:
-    """Fork, enter in the child, exec: for namespaces that only a process with one thread can enter."""
+    """Fork, enter in the child, exec: for what only a process with one thread can enter."""
     thread = spawner()
     pid = plan.find("pid")
 

@@ -153,6 +153,8 @@ class Process(subprocess.Popen[Any]):
         self._grace: float = options.pop("grace", 2.0)
         self._may_exit: bool = options.pop("may_exit", False)
         self._ended_by_us = False
+        #: Called with the pids of the tree before it is ended: a frozen process would not die of a signal.
+        self.before_end: Callable[[Iterable[int]], None] | None = None
         options["env"] = environment(options.pop("env", None), options.pop("extra_env", None), self.token)
         if options.pop("logged", False):
             self._open_log(options)
@@ -293,12 +295,16 @@ class Process(subprocess.Popen[Any]):
         if self.pidfd < 0:
             return
         alive.discard(self)
+        if self.before_end is not None:
+            self.before_end(tree(self.pid, self.token))
         if self.returncode is None and not self._has_exited():
             self._ended_by_us = True
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, self._stop if stop is None else stop)
             wait_gone([self.pidfd], self._grace if grace is None else grace)
         while pids := tree(self.pid, self.token):
+            if self.before_end is not None:
+                self.before_end(pids)
             kill_all(pids)
         self.wait()
         self._kept_log = self.log

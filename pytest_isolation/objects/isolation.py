@@ -7,6 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, final
 
 from pytest_isolation.errors import ClosedError
+from pytest_isolation.objects.cgroup import Cgroup
 from pytest_isolation.objects.cgroup_ns import CgroupNamespace
 from pytest_isolation.objects.chroot import ChrootRoot
 from pytest_isolation.objects.ipc import IpcNamespace
@@ -79,6 +80,7 @@ class Isolation:
     def __init__(self) -> None:
         self._built: list[KernelObject] = []
         self._closed = False
+        self._shared_cgroup: Cgroup | None = None
 
     def _add(self, make: Callable[..., K], *args: Any, **options: Any) -> K:
         kind = make.kind  # type: ignore[attr-defined]
@@ -90,6 +92,16 @@ class Isolation:
         made._owner = self
         self._built.append(made)
         return made
+
+    def _cgroup_view(self, controller: str, options: dict[str, Any]) -> Cgroup:
+        """One cgroup for all that ask here, with the controllers of all of them."""
+        options = {**options, "controllers": (controller, *options.get("controllers", ()))}
+        if self._shared_cgroup is None:
+            self._shared_cgroup = self.cgroup(**options)
+        else:
+            _check_arguments(Cgroup, Cgroup.kind, (), options)
+            self._shared_cgroup._extend(options)
+        return self._shared_cgroup
 
     def close(self) -> None:
         """Close what was built, last first.
@@ -150,6 +162,10 @@ class Isolation:
     @_builds(CgroupNamespace)
     def cgroup_namespace(self) -> None:
         """The run's cgroup seen as the root. Arguments: see `CgroupNamespace`."""
+
+    @_builds(Cgroup)
+    def cgroup(self) -> None:
+        """A cgroup: limits and accounts for what is born in it. Arguments: see `Cgroup`."""
 
     @_builds(TimeNamespace)
     def time_namespace(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_isolation.objects.cgroup import Cgroup
 from pytest_isolation.objects.cgroup_ns import CgroupNamespace
 from pytest_isolation.objects.chroot import ChrootRoot
 from pytest_isolation.objects.ipc import IpcNamespace
@@ -41,6 +42,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(IpcNamespace, "CAP_SYS_ADMIN"),
     Kind(UserNamespace, "nothing"),
     Kind(CgroupNamespace, "CAP_SYS_ADMIN"),
+    Kind(Cgroup, "writable cgroup file systems"),
     Kind(TimeNamespace, "CAP_SYS_ADMIN"),
     Kind(ChrootRoot, "CAP_SYS_CHROOT"),
     Kind(OverlayFs, "CAP_SYS_ADMIN"),

@@ -30,7 +30,7 @@ from pytest_isolation import (
     UserNamespace,
     VethPair,
 )
-from pytest_isolation._kernel import nfnetlink, nftables, procfs, rtnetlink, syscalls
+from pytest_isolation._kernel import cgroupfs, nfnetlink, nftables, procfs, rtnetlink, syscalls
 from pytest_isolation._state import fds, keeper_client, ledger, mounts
 from pytest_isolation._state.keeper_client import keeper, start_run
 from pytest_isolation._state.run import run
@@ -110,6 +110,7 @@ class Trace:
         found += [f"mounted {mount.target}" for mount in procfs.mounts("self") if mount.target == published]
         found += [f"file {published}"] if Path(published).exists() else []
         found += [f"link {name}" for _, name in socket.if_nameindex() if name.startswith("pi") and not is_others(name)]
+        found += [f"cgroup {path}" for path in our_cgroups()]
         found += [f"ledger {path}" for path in ledger.directory(run().id).glob("*")]
         found += [f"child {child}" for child in children()]
         for task in os.listdir("/proc/self/task"):
@@ -153,6 +154,17 @@ def is_others(ifname):
             if entry.parent != ours and f'"{ifname}"' in entry.read_text():
                 return True
     return False
+
+
+def our_cgroups():
+    """Every cgroup that this run's ledger, or a test of this process, could have left."""
+    homes = {one.home for one in cgroupfs.hierarchies()}
+    names = [path.name for home in homes for path in Path(home).glob("pytest-isolation-*")]
+    others = []
+    for path in ledger.directory(run().id).parent.glob("*/*"):
+        with contextlib.suppress(OSError):
+            others += [path.read_text()] if run().id not in str(path) else []
+    return [name for name in names if not any(name in text for text in others)]
 
 
 def children():
@@ -371,6 +383,9 @@ def failing_at(position):
             words = f"nfnetlink.{name}("
             wrap(nfnetlink, name, words, lambda words=words: KernelError(errno.ENOMEM, f"{words}injected)"))
         wrap(nftables, "run", "nft(", lambda: KernelError(errno.ENOMEM, "nft(injected)"))
+        for name in ("read", "write"):
+            words = f"cgroupfs.{name}("
+            wrap(cgroupfs, name, words, lambda words=words: KernelError(errno.ENOMEM, f"{words}injected)"))
         words = "keeper.ask("
         wrap(keeper_client.KeeperClient, "ask", words, lambda: KernelError(errno.ENOMEM, "keeper.ask(injected)"))
         wrap(ledger.Entry, "__init__", "ledger(", lambda: OSError(errno.ENOMEM, "no memory", "ledger(injected)"))
@@ -427,6 +442,13 @@ VARIANTS = {
     "pid_namespace-init": lambda builder: builder.pid_namespace(init=["sleep", "1000"]),
     "mount_namespace-copy": lambda builder: builder.mount_namespace(copy_of=builder.mounts),
     "uts_namespace-named": lambda builder: builder.uts_namespace(hostname="happy", domainname="life"),
+    "cgroup-limits": lambda builder: builder.cgroup(
+        shares=700, quota_us=50_000, memory_max="64M", pids_max=100, cpus=0, controllers=["freezer", "io"]
+    ).run(["true"]),
+    "cgroup-child": lambda builder: (
+        builder.cgroup(controllers=["cpu", "freezer"]).child().child(shares=5).run(["true"])
+    ),
+    "cgroup-freeze": lambda builder: (group := builder.cgroup(controllers=["freezer"])).freeze() or group.thaw(),
     "chroot_root-pivot": lambda builder: builder.chroot_root("/bin/true", pivot=True).run(["/bin/true"]),
     "chroot_root-bind": lambda builder: builder.chroot_root().bind(builder.source, "/bound", readonly=True),
     "overlay_fs-given": lambda builder: builder.overlay_fs({"a": ""}, builder.source / "lower", upper=builder.upper),

@@ -36,15 +36,21 @@ def build(isolation):
     isolation.mount_namespace().tmpfs("/mnt")
     world = isolation.pid_namespace()
     user = isolation.user_namespace()
+    group = isolation.cgroup(controllers=["cpu", "memory", "freezer"])
+    below = group.child()
     started = [
         netns.popen(["setsid", "sh", "-c", "setsid sleep 1000 & env -i setsid sleep 1000 & sleep 1000"]),
         world.popen(["sh", "-c", "setsid sleep 1000 & trap '' TERM; sleep 1000"]),
         user.popen(["setsid", "sleep", "1000"]),
         root.popen(["/bin/sleep", "1000"]),
+        group.popen(["sh", "-c", "setsid env -i sleep 1000 & sleep 1000"]),
+        below.popen(["sleep", "1000"]),
     ]
+    group.freeze()
     return {
         "links": [outer.ifname],
-        "paths": [str(published), str(root.path), str(run.run().cgroup), str(ledger.directory(run.run().id))],
+        "paths": [str(published), str(root.path), str(run.run().cgroup), str(ledger.directory(run.run().id))]
+        + [str(path) for one in (group, below) for path in one.paths.values()],
         "pids": [process.pid for process in started] + [world.init_pid],
     }
 
