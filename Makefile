@@ -12,7 +12,7 @@ SETUP ?= PYTHON="$(PYTHON)" tools/setup.sh
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-examples: ## run the example suite: eleven chapters on how containers work
+examples: ## run the example suite: twelve chapters on how containers work
 	@$(SETUP) test
 	@$(BIN)/python -m pytest examples -v $(ARGS)
 
