@@ -133,3 +133,13 @@ def test_it_ends_with_its_first_process(container):
     with container.world.popen(SERVER, ready="port:80", may_exit=True) as server:
         container.pid.kill()
         assert server.wait(10) == -9
+
+
+def test_the_same_in_five_lines(isolation):
+    """`container` makes the same of the same objects, each of which it still is: `.overlay`, `.cgroup`, `.firewall`."""
+    site, files = {"srv": {"index.html": "hello from inside\n"}}, {LIBRARY: LIBRARY}
+    box = isolation.container(site, programs=[PYTHON], volumes=files, publish={8080: 80}, memory_max="256M")
+    ends = {"ipv4": ("10.2.0.1/24", "10.2.0.2/24"), "ifnames": ("eth1", "eth0"), "ipv6": (None, None)}
+    _, client = isolation.veth_pair(netns=(box.host, None), **ends)
+    with box.popen(SERVER, ready="port:80"):
+        assert get(client).endswith("hello from inside\n")

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from pytest_isolation.objects.cgroup import proc_cgroups as proc_cgroups
     from pytest_isolation.objects.cgroup_ns import CgroupNamespace as CgroupNamespace
     from pytest_isolation.objects.chroot import ChrootRoot as ChrootRoot
+    from pytest_isolation.objects.container import Container as Container
     from pytest_isolation.objects.cpu_shares import cpu_shares as cpu_shares
     from pytest_isolation.objects.eventually import eventually as eventually
     from pytest_isolation.objects.ipc import IpcNamespace as IpcNamespace
@@ -84,6 +85,7 @@ _HOMES = {
     "CgroupEvents": "objects.cgroup",
     "CgroupNamespace": "objects.cgroup_ns",
     "CgroupUsage": "objects.cgroup",
+    "Container": "objects.container",
     "Chain": "_kernel.netfilter",
     "Change": "objects._layers",
     "ChildError": "errors",
@@ -156,6 +158,7 @@ __all__ = [
     "ChildError",
     "ChrootRoot",
     "ClosedError",
+    "Container",
     "Controller",
     "Counters",
     "CpuMax",

@@ -10,6 +10,7 @@ from pytest_isolation.errors import ClosedError
 from pytest_isolation.objects.cgroup import Cgroup
 from pytest_isolation.objects.cgroup_ns import CgroupNamespace
 from pytest_isolation.objects.chroot import ChrootRoot
+from pytest_isolation.objects.container import Container
 from pytest_isolation.objects.ipc import IpcNamespace
 from pytest_isolation.objects.iptables import Iptables
 from pytest_isolation.objects.loop import LoopDevice
@@ -198,3 +199,7 @@ class Isolation:
     @_builds(Nftables)
     def nftables(self) -> None:
         """The nftables ruleset of a network namespace. Arguments: see `Nftables`."""
+
+    @_builds(Container)
+    def container(self) -> None:
+        """A container, made of the others. Arguments: see `Container`."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_isolation.objects.cgroup import Cgroup
 from pytest_isolation.objects.cgroup_ns import CgroupNamespace
 from pytest_isolation.objects.chroot import ChrootRoot
+from pytest_isolation.objects.container import Container
 from pytest_isolation.objects.ipc import IpcNamespace
 from pytest_isolation.objects.iptables import Iptables
 from pytest_isolation.objects.loop import LoopDevice
@@ -51,4 +52,5 @@ KINDS: tuple[Kind, ...] = (
     Kind(LoopDevice, "CAP_SYS_ADMIN"),
     Kind(Iptables, "CAP_SYS_ADMIN"),
     Kind(Nftables, "CAP_SYS_ADMIN"),
+    Kind(Container, "CAP_SYS_ADMIN"),
 )
