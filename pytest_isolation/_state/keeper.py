@@ -127,16 +127,17 @@ class Keeper:
 
     def deliver(self) -> None:
         """Make the first process of a pid namespace that nobody waits for yet; pytest itself will talk to it."""
-        answer: int | None = None
-        with contextlib.ExitStack() as sent:
-            made = []
-            with contextlib.suppress(KernelError):  # told when it is asked for
-                answer, link = self.clone_init()
-                sent.callback(link.close)
-                made = [os.pidfd_open(answer), link.fileno()]
-                self.inits[made[0]] = answer
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                passing.send(self.orders, (answer, len(self.outside)), made)
+        try:
+            pid, link = self.clone_init()
+        except KernelError:  # told when it is asked for
+            answer, made = None, []
+        else:
+            answer, made = pid, [os.pidfd_open(pid), link.fileno()]
+            self.inits[made[0]] = pid
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            passing.send(self.orders, (answer, len(self.outside)), made)
+        if made:
+            link.close()
 
     def reap(self, pidfd: int) -> None:
         """Collect a first process that has exited."""
