@@ -79,10 +79,8 @@ def write_map(pid: int, file: str, text: str) -> None:
 class Keeper:
     """Answers one pytest process, and outlives it."""
 
-    def __init__(self, link: socket.socket, orders: socket.socket, watched: list[int], ledger: str) -> None:
+    def __init__(self, link: socket.socket, watched: list[int], ledger: str) -> None:
         self.link = link
-        #: Each message orders the first process of one pid namespace; pytest takes it when it needs it.
-        self.orders = orders
         self.watched = watched
         self.ledger = ledger
         self.myself = os.pidfd_open(os.getpid())
@@ -91,6 +89,9 @@ class Keeper:
         #: pid -> wait status of those that have.
         self.ended: dict[int, int] = {}
         self.cgroup: str | None = None
+        #: The first process of the next pid namespace, made while nobody waits for it.
+        self.spare: tuple[int, socket.socket] | None = None
+        self.wants_spare = False
         #: The machine's mount namespace and root, once this process lives in the run's.
         self.outside: list[int] = []
         self.title = Title()
@@ -100,13 +101,12 @@ class Keeper:
 
     def serve(self) -> None:
         """Answer until pytest says goodbye, or dies."""
-        listening = ordering = True
+        listening = True
         while True:
             poll = select.poll()
-            sockets = [self.link.fileno()] * listening + [self.orders.fileno()] * ordering
-            for fd in (*self.watched, *self.inits, *sockets):
+            for fd in (*self.watched, *self.inits, *([self.link.fileno()] if listening else [])):
                 poll.register(fd, select.POLLIN)
-            for fd, _ in sorted(poll.poll(), key=lambda event: event[0] == self.orders.fileno()):
+            for fd, _ in poll.poll():
                 if fd in self.watched:
                     self.clean_up()
                     return
@@ -117,27 +117,10 @@ class Keeper:
                     listening = request is not None  # closed without a goodbye: the pidfd will tell
                     if listening and not self.answer(request, fds):
                         return
-                else:
-                    try:
-                        ordering = passing.receive(self.orders)[0] is not None
-                    except ConnectionResetError:  # closed while what was made lay there untaken
-                        ordering = False
-                    if ordering:
-                        self.deliver()
-
-    def deliver(self) -> None:
-        """Make the first process of a pid namespace that nobody waits for yet; pytest itself will talk to it."""
-        try:
-            pid, link = self.clone_init()
-        except KernelError:  # told when it is asked for
-            answer, made = None, []
-        else:
-            answer, made = pid, [os.pidfd_open(pid), link.fileno()]
-            self.inits[made[0]] = pid
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            passing.send(self.orders, (answer, len(self.outside)), made)
-        if made:
-            link.close()
+            if self.wants_spare:
+                self.wants_spare = False
+                with contextlib.suppress(KernelError):  # told when it is asked for
+                    self.spare = self.spare or self.clone_init()
 
     def reap(self, pidfd: int) -> None:
         """Collect a first process that has exited."""
@@ -190,6 +173,11 @@ class Keeper:
                 os.close(fd)
         else:
             self.outside = before
+        if self.spare is not None:  # it was born outside
+            pid, link = self.spare
+            self.spare, self.wants_spare = None, True
+            link.close()
+            os.waitpid(pid, 0)
         return {}, []
 
     def move(self, mnt: int, root: int) -> None:
@@ -278,7 +266,8 @@ class Keeper:
         if request.get("user"):
             pid, link = self.clone_init(rest.pop(0), request["user"])
         else:
-            pid, link = self.clone_init()
+            pid, link = self.spare or self.clone_init()
+            self.spare = None
         with link:
             passing.send(link, request, rest)
             report, _ = passing.receive(link)
@@ -301,6 +290,7 @@ class Keeper:
             os.waitpid(pid, 0)
             raise KernelError(*report)
         self.inits[made[0]] = pid
+        self.wants_spare = not request.get("user")
         return {"pid": pid}, made
 
     def clone_init(self, user_fd: int = -1, ids: list[Any] | None = None) -> tuple[int, socket.socket]:
@@ -431,14 +421,14 @@ class Keeper:
 
 
 def main() -> None:
-    """`python -c ... LINK-FD ORDERS-FD LEDGER WATCHED-PIDFD...`."""
-    link, orders = (socket.socket(fileno=int(word)) for word in sys.argv[1:3])
-    watched = [int(word) for word in sys.argv[4:]]
-    for fd in (link.fileno(), orders.fileno(), *watched):
+    """`python -c ... LINK-FD LEDGER WATCHED-PIDFD...`."""
+    link = socket.socket(fileno=int(sys.argv[1]))
+    watched = [int(word) for word in sys.argv[3:]]
+    for fd in (link.fileno(), *watched):
         os.set_inheritable(fd, False)  # noqa: FBT003 - no first process of a pid namespace may inherit them
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
-    keeper = Keeper(link, orders, watched, sys.argv[3])
+    keeper = Keeper(link, watched, sys.argv[2])
     gc.disable()  # a collection in a forked copy would touch, and so copy, every page
     keeper.serve()

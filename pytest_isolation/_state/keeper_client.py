@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import _thread
-import contextlib
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -20,8 +18,6 @@ from pytest_isolation.errors import IsolationError, KernelError
 
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from pytest_isolation._state.keeper import main; main()"
 _TIMEOUT_S = 30.0
-#: First processes of pid namespaces that wait to be asked: one is being made while another is used.
-_IN_ADVANCE = 2
 
 
 class KeeperClient:
@@ -30,30 +26,18 @@ class KeeperClient:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._busy = _thread.allocate_lock()
-        #: Does the keeper live in the run's mounts?
-        self.in_mounts = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        orders, their_orders = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         fds.hold(ours.fileno())
-        fds.hold(orders.fileno())
-        self._orders = orders
-        #: How many first processes of pid namespaces are ordered and not taken.
-        self._ordered = 0
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 19)  # a whole environment in one message
         self._link = ours
         watched = [os.pidfd_open(os.getpid())]
         if os.environ.get("PYTEST_XDIST_WORKER"):
             watched.append(os.pidfd_open(os.getppid()))  # xdist's controller, on this machine
-        passed = [theirs.fileno(), their_orders.fileno(), *watched]
+        passed = [theirs.fileno(), *watched]
         package_parent = str(Path(__file__).parents[2])
         # `sh` puts the keeper in the background and is gone a millisecond later: nobody's os.wait() will meet it.
         command = ["/bin/sh", "-c", '"$@" &', "sh", sys.executable, "-I", "-S", "-E", "-c", _START, package_parent]
-        command += [
-            str(theirs.fileno()),
-            str(their_orders.fileno()),
-            str(ledger.directory(run().id)),
-            *map(str, watched),
-        ]
+        command += [str(theirs.fileno()), str(ledger.directory(run().id)), *map(str, watched)]
         try:
             spawner().run(
                 subprocess.run,
@@ -68,7 +52,6 @@ class KeeperClient:
             )
         finally:
             theirs.close()
-            their_orders.close()
             for fd in watched:
                 os.close(fd)
 
@@ -121,86 +104,7 @@ class KeeperClient:
             poll.register(pidfd, select.POLLIN)
             poll.poll(_TIMEOUT_S * 1000)
             os.close(pidfd)
-        self.let_go()
-
-    def let_go(self) -> None:
-        """Close this end."""
         fds.release(self._link.detach())
-        fds.release(self._orders.detach())
-
-    def forget(self) -> None:
-        """After a fork: the descriptors are closed already."""
-        self._link.detach()
-        self._orders.detach()
-
-    # -- pid namespaces
-
-    def init(self) -> tuple[dict[str, Any], list[int]]:
-        """A pid namespace with a /proc and an init of its own: answers as `ask({"op": "init"})` does.
-
-        The process was made while nobody waited, where it was ordered before: then it is asked directly, which saves
-        two switches to the keeper.
-        """
-        request = {"op": "init", "proc": True, "argv": None}
-        try:
-            with self._busy:
-                made = self._take(request)
-            return made or self.ask(request)
-        except BaseException:
-            self.order()
-            raise
-
-    def order(self) -> None:
-        """Have the first processes of the next pid namespaces made."""
-        with self._busy, contextlib.suppress(OSError):
-            while self._ordered < _IN_ADVANCE:
-                passing.send(self._orders, "init")
-                self._ordered += 1
-
-    def _take(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
-        while self._ordered:
-            if not _readable(self._orders):
-                return None
-            self._ordered -= 1
-            answer, made = passing.receive(self._orders)
-            if answer is None:
-                return None
-            pid, outside = answer
-            if pid is None:
-                continue
-            pidfd, link = made
-            with socket.socket(fileno=link) as to_init:
-                report = "old" if bool(outside) != self.in_mounts else self._request(to_init, request)
-            with contextlib.ExitStack() as undo:
-                undo.callback(self._discard, pidfd)
-                if report == "ready":
-                    made = [pidfd]
-                    for name in ("pid", "mnt"):
-                        made.append(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC))
-                        undo.callback(os.close, made[-1])
-                    undo.pop_all()
-                    return {"pid": pid}, made
-            if isinstance(report, list):
-                raise KernelError(*report)
-        return None
-
-    def _request(self, to_init: socket.socket, request: dict[str, Any]) -> Any:
-        try:
-            passing.send(to_init, request)
-            return passing.receive(to_init)[0] if _readable(to_init) else None
-        except OSError:  # it was killed meanwhile
-            return None
-
-    def _discard(self, pidfd: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.close(pidfd)
-
-
-def _readable(link: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(link, select.POLLIN)
-    return bool(poll.poll(_TIMEOUT_S * 1000))
 
 
 _client: KeeperClient | None = None
@@ -229,7 +133,7 @@ def _drop(client: KeeperClient) -> None:
     global _client  # noqa: PLW0603
     if _client is client:
         _client = None
-        client.let_go()
+        fds.release(client._link.detach())
 
 
 def finish() -> None:
@@ -243,7 +147,7 @@ def finish() -> None:
 def _after_fork_in_child() -> None:
     global _client, _starting  # noqa: PLW0603
     if _client is not None:
-        _client.forget()
+        _client._link.detach()
     _client = None
     _starting = _thread.allocate_lock()
 

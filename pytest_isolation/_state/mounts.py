@@ -60,7 +60,6 @@ def _make() -> None:
         own = [os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC), _open_root()]
         try:
             keeper().ask({"op": "live_in_mounts"}, own)  # so that the first process of a pid namespace sees them
-            keeper().in_mounts = True
         finally:
             for fd in own:
                 os.close(fd)

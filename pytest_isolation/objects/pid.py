@@ -107,8 +107,7 @@ class PidNamespace(Namespace):
                 env = dict(os.environ) | {key: str(value) for key, value in (extra_env or {}).items()}
                 request |= {"env": env, "cwd": os.getcwd()}
             try:
-                plain = proc and argv is None and user is None
-                answer, made = keeper().init() if plain else keeper().ask(request, send)
+                answer, made = keeper().ask(request, send)
             except KernelError as error:
                 if error.errno == errno.ENOENT and error.call.startswith("execve"):
                     message = f"{error.call}: no such program, or the loader or interpreter that it names is missing"
@@ -124,9 +123,7 @@ class PidNamespace(Namespace):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         # The kernel keeps the init until every process inside is reaped, by us where we started it.
         self._end_started(signal.SIGKILL)
-        gone = self._init_gone(_GONE_TIMEOUT_S)
-        keeper().order()
-        if not gone:
+        if not self._init_gone(_GONE_TIMEOUT_S):
             left = ", ".join(f"{one.pid_outside} ({one.comm})" for one in self._list())
             message = f"the init of {self.kind} was killed {_GONE_TIMEOUT_S} s ago and is not gone; still there: {left}"
             raise TimeoutError(message)
