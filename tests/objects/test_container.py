@@ -5,15 +5,14 @@ import stat
 
 import pytest
 
-from pytest_isolation import Container, KernelError, Unsupported
+from pytest_isolation import Container, KernelError
 
 
 @pytest.fixture
 def box(isolation):
-    try:
-        return isolation.container({"etc": {"motd": "hello\n"}}, programs=["sh", "cat", "ls"], pids_max=20)
-    except Unsupported as error:
-        pytest.skip(str(error))
+    return isolation.container(
+        {"etc": {"motd": "hello\n"}}, programs=["sh", "cat", "ls"], memory_max="64M", pids_max=20
+    )
 
 
 def test_its_root_is_its_layers(box):
@@ -55,6 +54,25 @@ def test_its_limit_of_processes_holds(box):
     box.cgroup.pids_max = 1
     done = box.run("ls & wait", shell=True, check=False)
     assert "fork" in done.stderr
+
+
+def test_its_limit_of_memory_is_its_cgroups(box):
+    """What runs in it is in the cgroup that has the limit."""
+    assert box.cgroup.memory_max == 64 << 20
+    with box.popen(["cat"], stdin=-1) as process:
+        assert process.pid in box.cgroup.processes()
+
+
+def test_it_goes_out_under_the_address_of_its_host(box, isolation):
+    """A server beyond the host knows no way to the container, and needs none."""
+    _, outside = isolation.veth_pair(
+        netns=(box.host, None), ifnames=("eth1", "eth0"), ipv4=("10.2.0.1/24", "10.2.0.2/24"), ipv6=(None, None)
+    )
+    with outside.listen(81) as listening, box.net.connect(("10.2.0.2", 81)):
+        listening.settimeout(10)
+        peer, address = listening.accept()
+        peer.close()
+    assert address[0] == "10.2.0.1"
 
 
 def test_its_parts_are_closed_with_it(box):
